@@ -63,10 +63,10 @@ class PackedCall:
 class Decompose:
     """The call is rewritten into other operators before lowering.
 
-    `build` emits them into the builder it gets and returns the expression that replaces the call.
+    `expr_builder` emits them into the builder it gets and returns the expression that replaces the call.
     """
 
-    build: Callable[[BlockBuilder], Expr]
+    expr_builder: Callable[[BlockBuilder], Expr]
 
 
 Lowered = KernelCall | View | PackedCall | Decompose

@@ -1,0 +1,44 @@
+"""Extension modules of vmcore: list, compiler directives and per-compiler flags. All metadata is in pyproject.toml."""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+CHECKED = os.environ.get("VMCORE_CHECKED") == "1"  # bounds checks and asserts on; for tests
+
+DIRECTIVES = {
+    "language_level": 3,
+    "embedsignature": True,
+    "cdivision": True,
+    "wraparound": False,
+    "boundscheck": CHECKED,
+    "initializedcheck": CHECKED,
+    "nonecheck": CHECKED,
+}
+# Never -ffast-math: NaN and the sign of zero are specified. No SLP: it merges the two word stores of a Value into one
+# vector store, which stalls the next read (see value.h); loops are vectorised all the same.
+CFLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-tree-slp-vectorize", "-Wno-unused-function"]
+LDFLAGS = ["-Wl,-s"]
+
+ROOT = Path(__file__).parent
+
+
+def extensions() -> list[Extension]:
+    """One extension per .pyx below vmcore; `kernels/*.h` are rebuilt with the modules that include them."""
+    headers = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("vmcore/**/*.h"))]
+    return [
+        Extension(
+            str(path.relative_to(ROOT).with_suffix("")).replace(os.sep, "."),
+            [str(path.relative_to(ROOT))],
+            include_dirs=["."],
+            depends=headers,
+            extra_compile_args=CFLAGS,
+            extra_link_args=LDFLAGS,
+        )
+        for path in sorted(ROOT.glob("vmcore/**/*.pyx"))
+    ]
+
+
+setup(ext_modules=cythonize(extensions(), compiler_directives=DIRECTIVES, build_dir="build/cython"))

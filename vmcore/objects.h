@@ -1,0 +1,155 @@
+/* Making and freeing the native objects of value.h. Everything here runs without the GIL, except the release hooks that
+ * say otherwise. OWNERSHIP: `*_new` returns one reference, or NULL when memory is exhausted. */
+#ifndef VMCORE_OBJECTS_H
+#define VMCORE_OBJECTS_H
+
+#include "vmcore/value.h"
+
+#define VM_MAX_NDIM 64
+
+static inline int object_is_own(const Object *o) { return (o->flags & OBJ_OWN_MASK) == OBJ_OWN; }
+
+__attribute__((unused)) static void plain_delete(void *self, int how) {
+  if (how & OBJ_DELETE_WEAK) free(self);
+}
+
+/* ---- tensors ---- */
+
+__attribute__((unused)) static void tensor_delete(void *self, int how) {
+  TensorObj *t = (TensorObj *)self;
+  if (how & OBJ_DELETE_STRONG) {
+    if (t->storage) object_release(t->storage);
+    if (t->release_owner) t->release_owner(t->owner);
+    t->storage = NULL;
+    t->release_owner = NULL;
+  }
+  if (how & OBJ_DELETE_WEAK) free(self);
+}
+
+/* A header without data, storage or shape; room for `ndim` dimensions. */
+__attribute__((unused)) static TensorObj *tensor_new(int32_t ndim) {
+  size_t extra = ndim > TENSOR_INLINE_NDIM ? 2 * sizeof(int64_t) * (size_t)(ndim - TENSOR_INLINE_NDIM) : 0;
+  TensorObj *t = (TensorObj *)malloc(sizeof(TensorObj) + extra);
+  if (t == NULL) return NULL;
+  object_init(&t->head, VT_TENSOR, tensor_delete);
+  t->head.flags = OBJ_OWN;
+  t->dl.data = NULL;
+  t->dl.device_type = 1;
+  t->dl.device_id = 0;
+  t->dl.ndim = ndim;
+  t->dl.shape = t->dims;
+  t->dl.strides = t->dims + ndim;
+  t->dl.byte_offset = 0;
+  t->storage = NULL;
+  t->nbytes = 0;
+  t->owner = NULL;
+  t->release_owner = NULL;
+  t->wrapper = NULL;
+  return t;
+}
+
+/* Fills shape and compact strides. Returns the number of bytes, or -1 when a dimension is negative or the size
+ * does not fit in 63 bits. */
+__attribute__((unused)) static int64_t tensor_set_shape(TensorObj *t, const int64_t *shape, VmDataType dtype) {
+  int64_t stride = 1, nbytes;
+  int empty = 0;
+  t->dl.dtype = dtype;
+  for (int32_t i = t->dl.ndim; i-- > 0;) {
+    if (shape[i] < 0) return -1;
+    t->dl.shape[i] = shape[i];
+    t->dl.strides[i] = stride;
+    if (shape[i] == 0) empty = 1;
+    if (__builtin_mul_overflow(stride, shape[i] ? shape[i] : 1, &stride)) return -1;
+  }
+  if (__builtin_mul_overflow(stride, dtype_bytes(dtype), &nbytes)) return -1;
+  t->nbytes = empty ? 0 : nbytes;
+  return t->nbytes;
+}
+
+/* ---- shapes, strings, arrays ---- */
+
+__attribute__((unused)) static ShapeObj *shape_new(const int64_t *dims, uint64_t size) {
+  ShapeObj *s = (ShapeObj *)malloc(sizeof(ShapeObj) + size * sizeof(int64_t));
+  if (s == NULL) return NULL;
+  object_init(&s->head, VT_SHAPE, plain_delete);
+  s->head.flags = OBJ_OWN;
+  s->data = s->inline_data;
+  s->size = size;
+  if (dims) memcpy(s->inline_data, dims, size * sizeof(int64_t));
+  return s;
+}
+
+__attribute__((unused)) static StrObj *str_new(const char *text, uint64_t size) {
+  StrObj *s = (StrObj *)malloc(sizeof(StrObj) + size + 1);
+  if (s == NULL) return NULL;
+  object_init(&s->head, VT_STR, plain_delete);
+  s->head.flags = OBJ_OWN;
+  s->data = s->inline_data;
+  s->size = size;
+  memcpy(s->inline_data, text, size);
+  s->inline_data[size] = 0;
+  return s;
+}
+
+__attribute__((unused)) static void array_delete(void *self, int how) {
+  ArrayObj *a = (ArrayObj *)self;
+  if (how & OBJ_DELETE_STRONG) {
+    for (int64_t i = 0; i < a->size; ++i) value_clear(&a->data[i]);
+    a->size = 0;
+  }
+  if (how & OBJ_DELETE_WEAK) free(self);
+}
+
+/* Items start as none. */
+__attribute__((unused)) static ArrayObj *array_new(int64_t size) {
+  ArrayObj *a = (ArrayObj *)malloc(sizeof(ArrayObj) + (size_t)size * sizeof(Value));
+  if (a == NULL) return NULL;
+  object_init(&a->head, VT_ARRAY, array_delete);
+  a->head.flags = OBJ_OWN;
+  a->data = a->items;
+  a->size = a->capacity = size;
+  a->data_deleter = NULL;
+  memset(a->items, 0, (size_t)size * sizeof(Value));
+  return a;
+}
+
+/* The characters of a string value, or NULL when `v` is no string. `size` may be NULL. */
+static inline const char *value_str(const Value *v, uint64_t *size) {
+  switch (value_type(v)) {
+    case VT_STR:
+      if (size) *size = ((StrObj *)value_ptr(v))->size;
+      return ((StrObj *)value_ptr(v))->data;
+    case VT_SMALL_STR: /* inline, zero-terminated: at most 7 characters in 8 bytes */
+      if (size) *size = v->tag >> 32;
+      return (const char *)&v->bits;
+    case VT_RAW_STR:
+      if (size) *size = strlen((const char *)value_ptr(v));
+      return (const char *)value_ptr(v);
+    default:
+      return NULL;
+  }
+}
+
+/* Name of the kind of `v` for messages, as TVM's type keys read. */
+__attribute__((unused)) static const char *value_kind_name(const Value *v) {
+  switch (value_type(v)) {
+    case VT_NONE: return "None";
+    case VT_INT: return "int";
+    case VT_BOOL: return "bool";
+    case VT_FLOAT: return "float";
+    case VT_OPAQUE_PTR: return "opaque pointer";
+    case VT_DTYPE: return "DataType";
+    case VT_DEVICE: return "Device";
+    case VT_DLTENSOR_PTR: case VT_TENSOR: return "Tensor";
+    case VT_RAW_STR: case VT_SMALL_STR: case VT_STR: return "string";
+    case VT_SHAPE: return "Shape";
+    case VT_ARRAY: return "tuple";
+    case VT_FUNCTION: return "function";
+    case VT_CLOSURE: return "closure";
+    case VT_STORAGE: return "Storage";
+    case VT_PYOBJECT: return "Python object";
+    default: return "object";
+  }
+}
+
+#endif

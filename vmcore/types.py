@@ -1,0 +1,134 @@
+"""Small value types that cross the boundary between Python and the virtual machine: dtypes, devices and shapes."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+_CODES = {"int": 0, "uint": 1, "float": 2, "handle": 3, "bfloat": 4, "complex": 5, "bool": 6}
+_NAMES = {code: name for name, code in _CODES.items()}
+_PATTERN = re.compile(r"(int|uint|float|handle|bfloat|complex)(\d+)(?:x(\d+))?\Z")
+_NUMPY_KINDS = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
+
+
+class DataType:
+    """An element type: DLPack type code, bits per lane and lanes. `DataType("float32")`, `DataType("bool")`.
+
+    Compares equal to another DataType, to its name and to the numpy dtype it stands for.
+
+    Raises
+    ------
+    ValueError
+        If the name is not a data type.
+    """
+
+    __slots__ = ("code", "bits", "lanes")
+
+    def __init__(self, name: str | np.dtype | type | DataType) -> None:
+        if isinstance(name, DataType):
+            self.code, self.bits, self.lanes = name.code, name.bits, name.lanes
+            return
+        if not isinstance(name, str):
+            name = np.dtype(name).name
+        if name == "bool":
+            self.code, self.bits, self.lanes = 6, 8, 1
+            return
+        match = _PATTERN.match(name)
+        if match is None:
+            raise ValueError(f"DataType: {name!r} is not a data type")
+        self.code, self.bits, self.lanes = _CODES[match[1]], int(match[2]), int(match[3] or 1)
+        if not (0 < self.bits < 256 and 0 < self.lanes < 65536):
+            raise ValueError(f"DataType: {name!r} is out of range (bits 1-255, lanes 1-65535)")
+
+    @classmethod
+    def from_triple(cls, code: int, bits: int, lanes: int) -> DataType:
+        """The type with these DLPack fields, which need not have a name."""
+        self = cls.__new__(cls)
+        self.code, self.bits, self.lanes = code, bits, lanes
+        return self
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element, rounded up."""
+        return (self.bits * self.lanes + 7) // 8
+
+    @property
+    def numpy(self) -> np.dtype:
+        """The numpy dtype; raises TypeError if numpy has none."""
+        if self.lanes == 1 and self.code in _NAMES:
+            try:
+                return np.dtype(str(self))
+            except TypeError:
+                pass
+        raise TypeError(f"DataType: numpy has no dtype for {self}")
+
+    def __str__(self) -> str:
+        if self.code == 6 and self.bits == 8:
+            base = "bool"
+        else:
+            base = f"{_NAMES.get(self.code, f'dtype{self.code}_')}{self.bits}"
+        return base if self.lanes == 1 else f"{base}x{self.lanes}"
+
+    def __repr__(self) -> str:
+        return f"DataType({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, DataType):
+            return (self.code, self.bits, self.lanes) == (other.code, other.bits, other.lanes)
+        if isinstance(other, str):
+            return str(self) == other
+        if isinstance(other, (np.dtype, type)):
+            try:
+                return self == DataType(other)
+            except (TypeError, ValueError):
+                return False
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+_DEVICE_TYPES = {1: "cpu", 2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm"}
+
+
+class Device:
+    """A device: DLPack device type and index. Programs run on `cpu(0)`; others can be named, not used."""
+
+    __slots__ = ("device_type", "index")
+
+    def __init__(self, device_type: int, index: int = 0) -> None:
+        self.device_type = device_type
+        self.index = index
+
+    def __repr__(self) -> str:
+        return f"{_DEVICE_TYPES.get(self.device_type, f'device{self.device_type}')}({self.index})"
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Device):
+            return (self.device_type, self.index) == (other.device_type, other.index)
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.device_type, self.index))
+
+
+def cpu(index: int = 0) -> Device:
+    """The CPU device."""
+    return Device(1, index)
+
+
+class Shape(tuple[int, ...]):
+    """A shape as a first-class value of the virtual machine: a tuple of int64. A plain tuple is an Array instead."""
+
+    __slots__ = ()
+
+    def __new__(cls, dims: object = ()) -> Shape:
+        values = tuple(int(d) for d in dims)  # type: ignore[attr-defined]
+        for value in values:
+            if not -(2**63) <= value < 2**63:
+                raise ValueError(f"Shape: {value} does not fit in int64")
+        return super().__new__(cls, values)
+
+    def __repr__(self) -> str:
+        return f"Shape({list(self)})"

@@ -1,6 +1,7 @@
 """Extension modules of vmcore: list, compiler directives and per-compiler flags. All metadata is in pyproject.toml."""
 
 import os
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -18,9 +19,10 @@ DIRECTIVES = {
     "nonecheck": CHECKED,
 }
 # Never -ffast-math: NaN and the sign of zero are specified. No SLP: it merges the two word stores of a Value into one
-# vector store, which stalls the next read (see value.h); loops are vectorised all the same.
+# vector store, which stalls the next read (see value.h); loops are vectorised all the same. The flags are those of gcc
+# and clang; vmcore is written for them.
 CFLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-tree-slp-vectorize", "-Wno-unused-function"]
-LDFLAGS = ["-Wl,-s"]
+LDFLAGS = ["-Wl,-s"] if sys.platform == "linux" else []  # no symbol tables: they are most of an unstripped wheel
 
 ROOT = Path(__file__).parent
 
@@ -41,4 +43,17 @@ def extensions() -> list[Extension]:
     ]
 
 
-setup(ext_modules=cythonize(extensions(), compiler_directives=DIRECTIVES, build_dir="build/cython"))
+def build_jobs() -> int:
+    """Processors this process may use; modules are translated and compiled that many at a time."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=cythonize(
+            extensions(), compiler_directives=DIRECTIVES, build_dir="build/cython", nthreads=build_jobs()
+        ),
+        options={"build_ext": {"parallel": build_jobs()}},
+    )

@@ -1,4 +1,4 @@
-"""The exception classes of pyvm, as `vmcore.errors` defines them."""
+"""The exceptions of pyvm; they are defined in `vmcore.errors`."""
 
 from vmcore.errors import (
     AllocationError,

@@ -132,3 +132,32 @@ class Shape(tuple[int, ...]):
 
     def __repr__(self) -> str:
         return f"Shape({list(self)})"
+
+
+class BitsArray(np.ndarray):
+    """A tensor whose element type numpy lacks (bfloat16, float8): unsigned integers of the same size plus the type.
+
+    Attributes
+    ----------
+    element_type : DataType
+        What the bits mean.
+    """
+
+    element_type: DataType | None = None
+
+    @classmethod
+    def wrap(cls, bits: np.ndarray, element_type: DataType) -> BitsArray:
+        """A view of `bits`, an array of unsigned integers with the item size of `element_type`."""
+        if bits.dtype.kind != "u" or bits.dtype.itemsize != element_type.itemsize:
+            raise ValueError(f"BitsArray: {bits.dtype} cannot hold the bits of {element_type}")
+        view = bits.view(cls)
+        view.element_type = element_type
+        return view
+
+    def __array_finalize__(self, source: object) -> None:
+        self.element_type = getattr(source, "element_type", None)
+
+
+def tensor_dtype(array: np.ndarray) -> DataType:
+    """The element type of a numpy array or BitsArray."""
+    return getattr(array, "element_type", None) or DataType(array.dtype)

@@ -1,0 +1,557 @@
+"""VMExecutable: what a compiled model is before a virtual machine loads it.
+
+An executable is a function table, a constant pool and instruction words (see `vmcore.isa`), plus what is not needed to
+run: memory scopes, debug information (instruction -> source operator), signatures and metadata. It is plain data: it
+may hold a program that breaks rules, and `verify` says so; a virtual machine verifies again before it runs anything.
+
+Files: `save` writes our sectioned `.vmx` (`pyvm.vmx_format`), `to_bytes` TVM's format (`pyvm.tvm_format`);
+`load_executable` reads both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+
+from vmcore.errors import ExecutableError, FormatError, FunctionNotFoundError
+from vmcore.isa import PACKED_NUM_ARGS, FunctionKind, Opcode, instruction_words
+from vmcore.types import DataType, Shape, tensor_dtype
+
+PACKED_FUNC = int(FunctionKind.KIND_PACKED)
+VM_FUNC = int(FunctionKind.KIND_VM)
+VMTIR_FUNC = int(FunctionKind.KIND_NATIVE)
+
+Constant = Union[np.ndarray, Shape, str, int, float, DataType]  # noqa: UP007 (evaluated at run time)
+
+
+@dataclass
+class FunctionInfo:
+    """One entry of the function table.
+
+    Attributes
+    ----------
+    kind : int
+        PACKED_FUNC (an external name), VM_FUNC (bytecode) or VMTIR_FUNC (compiled).
+    name : str
+    start_instr, end_instr : int
+        Instructions of a VM_FUNC, half open; 0 for the other kinds.
+    num_args : int
+        -2 for a PACKED_FUNC, whose arity is not declared.
+    register_file_size : int
+        Registers of one frame; arguments are registers 0 .. num_args - 1.
+    param_names : list of str
+        Empty, or `num_args` names.
+    """
+
+    kind: int
+    name: str
+    start_instr: int = 0
+    end_instr: int = 0
+    num_args: int = PACKED_NUM_ARGS
+    register_file_size: int = 0
+    param_names: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor parameter or result. A dim is an int or an expression in symbols ("n", "2*n+1"); None is unknown."""
+
+    name: str
+    shape: tuple[int | str, ...] | None
+    dtype: str | None
+
+    def __str__(self) -> str:
+        dims = "(...)" if self.shape is None else "(" + ", ".join(map(str, self.shape)) + ")"
+        return f"{self.name}: {dims} {self.dtype or 'any'}"
+
+
+@dataclass(frozen=True)
+class ShapeSpec:
+    """A Shape parameter or result; None is unknown."""
+
+    name: str
+    values: tuple[int | str, ...] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: shape" + ("" if self.values is None else "(" + ", ".join(map(str, self.values)) + ")")
+
+
+@dataclass(frozen=True)
+class ScalarSpec:
+    """An int, bool or float parameter or result."""
+
+    name: str
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}"
+
+
+@dataclass(frozen=True)
+class TupleSpec:
+    """A tuple parameter or result."""
+
+    name: str
+    fields: tuple[Spec, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: ({', '.join(map(str, self.fields))})"
+
+
+@dataclass(frozen=True)
+class ObjectSpec:
+    """A parameter or result of any other kind."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: object"
+
+
+Spec = Union[TensorSpec, ShapeSpec, ScalarSpec, TupleSpec, ObjectSpec]  # noqa: UP007 (evaluated at run time)
+
+
+def _dims_to_json(dims: tuple[int | str, ...] | None) -> list[int | str] | None:
+    return None if dims is None else list(dims)
+
+
+def _dims_from_json(dims: Any) -> tuple[int | str, ...] | None:
+    if dims is None:
+        return None
+    if not isinstance(dims, list) or not all(isinstance(d, (int, str)) and not isinstance(d, bool) for d in dims):
+        raise FormatError(f"signature: dims {dims!r} are not a list of integers and expressions")
+    return tuple(dims)
+
+
+def _spec_to_json(spec: Spec) -> dict[str, Any]:
+    if isinstance(spec, TensorSpec):
+        return {"kind": "tensor", "name": spec.name, "shape": _dims_to_json(spec.shape), "dtype": spec.dtype}
+    if isinstance(spec, ShapeSpec):
+        return {"kind": "shape", "name": spec.name, "values": _dims_to_json(spec.values)}
+    if isinstance(spec, ScalarSpec):
+        return {"kind": "scalar", "name": spec.name, "dtype": spec.dtype}
+    if isinstance(spec, TupleSpec):
+        return {"kind": "tuple", "name": spec.name, "fields": [_spec_to_json(f) for f in spec.fields]}
+    return {"kind": "object", "name": spec.name}
+
+
+_MAX_SPEC_DEPTH = 64
+
+
+def _spec_from_json(data: Any, depth: int = 0) -> Spec:
+    if depth > _MAX_SPEC_DEPTH:
+        raise FormatError(f"signature: tuples are nested deeper than {_MAX_SPEC_DEPTH}")
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        raise FormatError("signature: a parameter is not an object with a name")
+    kind, name = data.get("kind"), data["name"]
+    dtype = data.get("dtype")
+    if kind == "tensor" and (dtype is None or isinstance(dtype, str)):
+        return TensorSpec(name, _dims_from_json(data.get("shape")), dtype)
+    if kind == "shape":
+        return ShapeSpec(name, _dims_from_json(data.get("values")))
+    if kind == "scalar" and isinstance(dtype, str):
+        return ScalarSpec(name, dtype)
+    if kind == "tuple" and isinstance(data.get("fields"), list):
+        return TupleSpec(name, tuple(_spec_from_json(f, depth + 1) for f in data["fields"]))
+    if kind == "object":
+        return ObjectSpec(name)
+    raise FormatError(f"signature: parameter {name!r} has an unknown or incomplete kind {kind!r}")
+
+
+@dataclass
+class Signature:
+    """What a function takes and returns, for people and for random inputs; the program itself checks at run time."""
+
+    params: list[Spec] = field(default_factory=list)
+    results: list[Spec] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, dicts, strings and ints."""
+        return {"params": [_spec_to_json(p) for p in self.params], "results": [_spec_to_json(r) for r in self.results]}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Signature:
+        """Inverse of `to_json`; raises FormatError."""
+        if not isinstance(data, dict):
+            raise FormatError("signature: not an object")
+        lists = [data.get("params"), data.get("results")]
+        if not all(isinstance(specs, list) for specs in lists):
+            raise FormatError("signature: params and results are not lists")
+        params, results = ([_spec_from_json(spec) for spec in specs] for specs in lists)  # type: ignore[union-attr]
+        return cls(params, results)
+
+    def __str__(self) -> str:
+        return f"({', '.join(map(str, self.params))}) -> ({', '.join(map(str, self.results))})"
+
+
+class DebugInfo(Sequence["str | None"]):
+    """Source operator per instruction: a sequence of str or None, stored as a table of strings and int32 indices."""
+
+    def __init__(self, sources: Iterable[str | None] = ()) -> None:
+        table: dict[str, int] = {}
+        index = [-1 if source is None else table.setdefault(source, len(table)) for source in sources]
+        self.strings: list[str] = list(table)
+        self.index: np.ndarray = np.array(index if table else [], dtype=np.int32)
+
+    @classmethod
+    def from_table(cls, strings: list[str], index: np.ndarray) -> DebugInfo:
+        """From its parts; -1 in `index` is no source. An empty index says nothing about any instruction."""
+        self = cls()
+        self.strings, self.index = strings, np.asarray(index, dtype=np.int32)
+        return self
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, pc: Any) -> Any:
+        if isinstance(pc, slice):
+            return [self[i] for i in range(*pc.indices(len(self.index)))]
+        i = int(self.index[pc]) if -len(self.index) <= pc < len(self.index) else -1
+        return self.strings[i] if 0 <= i < len(self.strings) else None
+
+    def __iter__(self) -> Iterator[str | None]:
+        return (self[pc] for pc in range(len(self.index)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DebugInfo) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"DebugInfo({len(self.index)} instructions, {len(self.strings)} sources)"
+
+
+_NO_INSTRUCTIONS = np.zeros(0, dtype=np.int64)
+_NUMPY_TENSOR_TYPES = frozenset(
+    np.dtype(name)
+    for name in (
+        "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
+    )
+)
+
+
+def tensor_numpy_dtype(element_type: DataType) -> np.dtype | None:
+    """The numpy dtype that holds a tensor's elements: its own, unsigned bits, or None if it cannot be a constant."""
+    if element_type.lanes != 1:
+        return None
+    try:
+        dtype = element_type.numpy
+    except TypeError:
+        # bfloat16 (code 4) and the float8 family (codes 7-14): only the bits are carried.
+        if (element_type.code, element_type.bits) == (4, 16):
+            return np.dtype(np.uint16)
+        if 7 <= element_type.code <= 14 and element_type.bits == 8:
+            return np.dtype(np.uint8)
+        return None
+    return dtype if dtype in _NUMPY_TENSOR_TYPES else None
+
+
+def normalize_constant(value: Any) -> Constant:
+    """`value` as a member of the constant pool.
+
+    Tensors (numpy arrays, DLPack producers) become compact read-only numpy arrays; one that is compact and read-only
+    already is used as it is. A tuple or list of integers becomes a Shape, a numpy dtype a DataType, bool an int.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the pool has no such kind, or a number does not fit.
+    """
+    if isinstance(value, (DataType, str, float)) and not isinstance(value, np.generic):
+        return value
+    if isinstance(value, (bool, int, np.integer, np.bool_)):
+        number = int(value)
+        if not -(2**63) <= number < 2**63:
+            raise ValueError(f"constant: {number} does not fit in int64")
+        return number
+    if isinstance(value, np.floating):
+        return float(value)
+    if isinstance(value, (tuple, list)):
+        if not all(isinstance(d, (int, np.integer)) and not isinstance(d, bool) for d in value):
+            raise TypeError(f"constant: {value!r} is not a shape (a sequence of integers)")
+        return value if isinstance(value, Shape) else Shape(value)
+    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+        return DataType(value)
+    if not isinstance(value, np.ndarray):
+        if hasattr(value, "__dlpack__"):
+            value = np.from_dlpack(value)
+        elif hasattr(value, "__array__"):
+            value = np.asarray(value)
+        else:
+            raise TypeError(f"constant: the pool holds no {type(value).__name__}")
+    array = value
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    try:
+        supported = tensor_numpy_dtype(tensor_dtype(array)) is not None
+    except (TypeError, ValueError):
+        supported = False
+    if not supported:
+        raise TypeError(f"constant: a tensor of {array.dtype} cannot be in the constant pool")
+    if array.flags.writeable or not array.flags.c_contiguous:
+        array = array.copy(order="C")
+        array.flags.writeable = False
+    return array
+
+
+def constant_key(value: Constant) -> tuple[Any, ...]:
+    """A hashable key, equal exactly for constants that are the same bits of the same kind."""
+    if isinstance(value, np.ndarray):
+        data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        digest = data.tobytes() if data.nbytes <= 64 else hashlib.blake2b(memoryview(data), digest_size=32).digest()
+        element_type = tensor_dtype(value)
+        return ("tensor", element_type.code, element_type.bits, element_type.lanes, value.shape, digest)
+    if isinstance(value, Shape):
+        return ("shape", *value)
+    if isinstance(value, DataType):
+        return ("dtype", value.code, value.bits, value.lanes)
+    if isinstance(value, float):
+        return ("float", struct.pack("<d", value))
+    return (type(value).__name__, value)
+
+
+class VMExecutable:
+    """A program: function table, constants, instructions.
+
+    Attributes
+    ----------
+    functions : list of FunctionInfo
+    constants : list
+        numpy arrays (read-only; 0-d allowed; BitsArray where numpy lacks the type), Shape, str, int, float, DataType.
+    instr_offset : numpy.ndarray
+        int64; position in `instr_data` of each instruction.
+    instr_data : numpy.ndarray
+        int64; instruction words.
+    memory_scopes : dict
+        Constant index to memory scope name.
+    debug : DebugInfo
+        Source operator per instruction.
+    signatures : dict
+        Function name to Signature.
+    metadata : dict
+        Free strings.
+    """
+
+    def __init__(
+        self,
+        functions: Iterable[FunctionInfo] = (),
+        constants: Iterable[Constant] = (),
+        instr_offset: Any = _NO_INSTRUCTIONS,
+        instr_data: Any = _NO_INSTRUCTIONS,
+        memory_scopes: dict[int, str] | None = None,
+        debug: DebugInfo | Iterable[str | None] | None = None,
+        signatures: dict[str, Signature] | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        self.functions = list(functions)
+        self.constants: list[Constant] = [normalize_constant(value) for value in constants]
+        self.instr_offset = np.ascontiguousarray(instr_offset, dtype=np.int64)
+        self.instr_data = np.ascontiguousarray(instr_data, dtype=np.int64)
+        self.memory_scopes = dict(memory_scopes or {})
+        self.debug = debug if isinstance(debug, DebugInfo) else DebugInfo(debug or ())
+        self.signatures = dict(signatures or {})
+        self.metadata = dict(metadata or {})
+        self._check_weights: Callable[[], None] | None = None  # set by a reader that put off a checksum
+
+    # ---- looking things up
+
+    def function_index(self, name: str) -> int:
+        """Position of a function in the table; raises FunctionNotFoundError."""
+        for index, info in enumerate(self.functions):
+            if info.name == name:
+                return index
+        known = ", ".join(info.name for info in self.functions if info.kind != PACKED_FUNC) or "none"
+        raise FunctionNotFoundError(f"executable has no function {name!r}; it defines: {known}")
+
+    def function(self, name: str) -> FunctionInfo:
+        """The table entry of a function; raises FunctionNotFoundError."""
+        return self.functions[self.function_index(name)]
+
+    def signature(self, name: str) -> Signature:
+        """What `name` takes and returns.
+
+        Where the compiler recorded nothing, parameters are objects of the recorded names (or arg0, arg1, ...) and
+        results are unknown.
+        """
+        info = self.function(name)
+        if name in self.signatures:
+            return self.signatures[name]
+        names = info.param_names or [f"arg{i}" for i in range(max(info.num_args, 0))]
+        return Signature([ObjectSpec(param) for param in names], [])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, VMExecutable):
+            return NotImplemented
+        return (
+            self.functions == other.functions
+            and len(self.constants) == len(other.constants)
+            and all(constant_key(a) == constant_key(b) for a, b in zip(self.constants, other.constants, strict=True))
+            and np.array_equal(self.instr_offset, other.instr_offset)
+            and np.array_equal(self.instr_data, other.instr_data)
+            and list(self.memory_scopes.items()) == list(other.memory_scopes.items())
+            and self.debug == other.debug
+            and self.signatures == other.signatures
+            and self.metadata == other.metadata
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        defined = [info.name for info in self.functions if info.kind != PACKED_FUNC]
+        n_instr, n_const = len(self.instr_offset), len(self.constants)
+        return f"VMExecutable({', '.join(defined)}: {n_instr} instructions, {n_const} constants)"
+
+    # ---- checking
+
+    def verify(self, *, full: bool = False) -> None:
+        """Raises VerifyError unless the program keeps every rule that a virtual machine relies on.
+
+        Parameters
+        ----------
+        full : bool
+            Also read the weights of a `.vmx` file and compare them with their checksum (FormatError).
+        """
+        from vmcore.verify import verify
+
+        verify(self)
+        if full and self._check_weights is not None:
+            self._check_weights()
+
+    # ---- files
+
+    def to_bytes(self, *, version: int = 2) -> bytes:
+        """The executable in TVM's format; debug information, signatures and metadata have no place in it.
+
+        Parameters
+        ----------
+        version : int
+            2, or 1 for a reader that does not know memory scopes.
+        """
+        from .tvm_format import write_tvm
+
+        return write_tvm(self, version=version)
+
+    @classmethod
+    def from_bytes(cls, data: bytes | bytearray | memoryview) -> VMExecutable:
+        """Reads TVM's format (both versions) or `.vmx` bytes; raises an ExecutableError.
+
+        The result is well-formed data, but not verified: `verify` does that, and every virtual machine.
+        """
+        return load_executable(data)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a `.vmx` file. Afterwards `path` is the new file or, on any error, what it was before."""
+        from .vmx_format import save_vmx
+
+        save_vmx(self, path)
+
+    # ---- text
+
+    def as_text(self) -> str:
+        """The program in the layout of TVM's `as_text`."""
+        from .asm import tvm_text
+
+        return tvm_text(self)
+
+    def as_asm(self) -> str:
+        """The program as assembler text; `pyvm.asm.assemble` gives an equal executable back."""
+        from .asm import disassemble
+
+        return disassemble(self)
+
+    def as_python(self) -> str:
+        """A Python program that rebuilds the executable, as `executable`, with `ExecBuilder`."""
+        from .asm import python_text
+
+        return python_text(self)
+
+    def stats(self) -> str:
+        """Sizes and counts for people."""
+        tensors = [c for c in self.constants if isinstance(c, np.ndarray)]
+        lines = [
+            f"functions: {sum(f.kind == VM_FUNC for f in self.functions)} bytecode, "
+            f"{sum(f.kind == VMTIR_FUNC for f in self.functions)} compiled, "
+            f"{sum(f.kind == PACKED_FUNC for f in self.functions)} packed",
+        ]
+        for info in self.functions:
+            if info.kind != PACKED_FUNC:
+                params = ", ".join(info.param_names) or str(max(info.num_args, 0))
+                n_instr = info.end_instr - info.start_instr
+                lines.append(f"  @{info.name}({params}): {n_instr} instructions, {info.register_file_size} registers")
+        packed = [info.name for info in self.functions if info.kind == PACKED_FUNC]
+        if packed:
+            lines.append("  packed: " + ", ".join(packed))
+        lines.append(
+            f"code: {len(self.instr_offset)} instructions, {len(self.instr_data)} words "
+            f"({_human_bytes(8 * (len(self.instr_data) + len(self.instr_offset)))})"
+        )
+        counts = self._opcode_counts()
+        lines.append("  " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+        lines.append(
+            f"constants: {len(self.constants)}, of which {len(tensors)} tensors "
+            f"({_human_bytes(sum(t.nbytes for t in tensors))})"
+        )
+        for t in sorted(tensors, key=lambda t: -t.nbytes)[:5]:
+            lines.append(f"  {t.shape} {tensor_dtype(t)}: {_human_bytes(t.nbytes)}")
+        return "\n".join(lines) + "\n"
+
+    def _opcode_counts(self) -> dict[str, int]:
+        counts = {"call": 0, "ret": 0, "goto": 0, "if": 0}
+        names = dict(zip((int(op) for op in Opcode), counts, strict=True))
+        for offset in self.instr_offset.tolist():
+            if instruction_words(self.instr_data, offset):
+                counts[names[int(self.instr_data[offset])]] += 1
+        return counts
+
+
+def _human_bytes(n: int) -> str:
+    value = float(n)
+    for unit in ("bytes", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def load_executable(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> VMExecutable:
+    """Reads an executable from a file or from bytes: `.vmx` or TVM's VMExecutable format, told apart by their magic.
+
+    The weights of a `.vmx` file are mapped, not read: the file must not be changed in place while in use (`save`
+    never does). Every checksum but that of the weights is compared; see `VMExecutable.verify`.
+
+    Raises
+    ------
+    ExecutableError
+        FormatError or VersionError for anything that is not a well-formed file of a known version.
+    OSError
+        If the file cannot be read.
+    """
+    from .tvm_format import TVM_MAGICS, read_tvm
+    from .vmx_format import VMX_MAGIC, load_vmx, read_vmx
+
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        head = bytes(source[:8])
+        path = None
+    else:
+        path = Path(source)
+        with path.open("rb") as file:
+            head = file.read(8)
+    try:
+        if head == VMX_MAGIC:
+            return read_vmx(memoryview(source)) if path is None else load_vmx(path)  # type: ignore[arg-type]
+        if len(head) == 8 and int.from_bytes(head, "little") in TVM_MAGICS:
+            return read_tvm(source if path is None else path.read_bytes())  # type: ignore[arg-type]
+        if head[:4] == b"\x7fELF":
+            raise FormatError("this is a shared library; libraries exported by TVM are not supported yet")
+        raise FormatError(f"this is no executable: it starts with {head.hex() or 'nothing'}, not with a known magic")
+    except ExecutableError as error:
+        if path is not None:
+            error.add_note(f"in {path}")
+        raise

@@ -1,0 +1,41 @@
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+class Opcode(IntEnum):
+    OP_CALL = 1
+    OP_RET = 2
+    OP_GOTO = 3
+    OP_IF = 4
+
+class ArgKind(IntEnum):
+    ARG_REGISTER = 0
+    ARG_IMMEDIATE = 1
+    ARG_CONSTANT = 2
+    ARG_FUNCTION = 3
+
+class FunctionKind(IntEnum):
+    KIND_PACKED = 0
+    KIND_VM = 1
+    KIND_NATIVE = 2
+
+class InstructionWords(IntEnum):
+    CALL_WORDS = 4
+    RET_WORDS = 2
+    GOTO_WORDS = 2
+    IF_WORDS = 3
+
+VOID_REGISTER: int
+VM_REGISTER: int
+IMMEDIATE_MAX: int
+MAX_REGISTERS: int
+MAX_ARGS: int
+PACKED_NUM_ARGS: int
+
+def pack_arg(kind: int, value: int) -> int: ...
+def unpack_arg(word: int) -> tuple[int, int]: ...
+def register_name(register: int) -> str: ...
+def instruction_words(instr_data: npt.NDArray[np.int64], offset: int) -> int: ...
+def format_instruction(instr_data: npt.NDArray[np.int64], offset: int, function_names: Sequence[str]) -> str: ...

@@ -17,6 +17,7 @@ from .expr import (
     If,
     IRModule,
     MatchCast,
+    NoneImm,
     PrimValue,
     SeqExpr,
     ShapeExpr,
@@ -47,6 +48,7 @@ from .prim import (
     sym_max,
     sym_min,
 )
+from .rules import check_well_formed
 from .struct_info import (
     CallableStructInfo,
     ObjectStructInfo,
@@ -84,6 +86,7 @@ __all__ = [
     "IRModule",
     "If",
     "MatchCast",
+    "NoneImm",
     "ObjectStructInfo",
     "Poly",
     "Prim",
@@ -107,6 +110,7 @@ __all__ = [
     "bounds",
     "call_dps_packed",
     "call_packed",
+    "check_well_formed",
     "common_struct_info",
     "dtype_bytes",
     "dtype_name",

@@ -9,13 +9,12 @@ from typing import Any
 from vmcore.errors import CompileError
 
 from .expr import (
+    LEAVES,
     Binding,
     BindingBlock,
     Call,
-    Constant,
     DataflowBlock,
     DataflowVar,
-    DataTypeImm,
     Expr,
     ExternFunc,
     Function,
@@ -23,10 +22,7 @@ from .expr import (
     If,
     IRModule,
     MatchCast,
-    PrimValue,
     SeqExpr,
-    ShapeExpr,
-    StringImm,
     Tuple,
     TupleGetItem,
     Var,
@@ -44,8 +40,6 @@ from .struct_info import (
     struct_info_vars,
     substitute_struct_info,
 )
-
-_LEAVES = (Var, Constant, ShapeExpr, PrimValue, StringImm, DataTypeImm, GlobalVar, ExternFunc)
 
 
 class _Scope:
@@ -222,7 +216,7 @@ class BlockBuilder:
 
     def normalize(self, expr: Expr) -> Expr:
         """`expr` with struct info and only leaves as operands; nested calls are bound to variables first."""
-        if isinstance(expr, _LEAVES):
+        if isinstance(expr, LEAVES):
             return expr
         if isinstance(expr, Call):
             args = tuple(self._atom(self.normalize(arg)) for arg in expr.args)
@@ -259,7 +253,7 @@ class BlockBuilder:
 
     def _atom(self, value: Expr) -> Expr:
         """`value` if it may be an operand, else a new variable bound to it."""
-        if isinstance(value, _LEAVES):
+        if isinstance(value, LEAVES):
             return value
         return self._bind(value, "", output=False)
 

@@ -119,6 +119,15 @@ class DataTypeImm(Expr):
         self.struct_info = ObjectStructInfo()
 
 
+class NoneImm(Expr):
+    """No value: an absent optional argument of an external function."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self.struct_info = ObjectStructInfo()
+
+
 class Tuple(Expr):
     """A tuple of values."""
 
@@ -177,6 +186,9 @@ class ExternFunc(Expr):
     def __hash__(self) -> int:
         return hash(("ExternFunc", self.name))
 
+
+# What an operand may be: a name, or a value that needs no computation.
+LEAVES = (Var, Constant, ShapeExpr, PrimValue, StringImm, DataTypeImm, NoneImm, GlobalVar, ExternFunc)
 
 Callee = Union["Op", ExternFunc, GlobalVar, Var]
 
@@ -242,7 +254,7 @@ class MatchCast:
         self.source = source
 
 
-Binding = Union[VarBinding, MatchCast]
+Binding = VarBinding | MatchCast
 
 
 class BindingBlock:
@@ -336,9 +348,11 @@ class IRModule:
 
 
 def as_expr(value: Any) -> Expr:
-    """A Python value as an expression: arrays become `Constant`, scalars `PrimValue`, shapes `ShapeExpr` ..."""
+    """A Python value as an expression: arrays become `Constant`, scalars `PrimValue`, tuples of ints `ShapeExpr` ..."""
     if isinstance(value, Expr):
         return value
+    if value is None:
+        return NoneImm()
     if isinstance(value, (bool, int, float, PrimExpr, np.bool_, np.integer, np.floating)):
         return PrimValue(value)  # type: ignore[arg-type]
     if isinstance(value, str):

@@ -347,7 +347,7 @@ def sym_max(a: Prim, b: Prim) -> Prim:
     return _extremum("max", (a, b))
 
 
-Bounds = tuple[Union[int, None], Union[int, None]]
+Bounds = tuple[int | None, int | None]
 
 
 def bounds(value: Prim) -> Bounds:

@@ -1,4 +1,4 @@
-"""Helpers that every family shares: reading struct info, broadcasting, axes, conversion of Python values, registration."""
+"""Helpers that every family shares: struct info, broadcasting, axes, conversion of Python values, registration."""
 
 from __future__ import annotations
 
@@ -153,7 +153,9 @@ def same_dim(a: Prim, b: Prim) -> bool | None:
 
 def same_shape(a: Shape | None, b: Shape | None) -> bool:
     """Whether two shapes are known and provably equal."""
-    return a is not None and b is not None and len(a) == len(b) and all(same_dim(x, y) for x, y in zip(a, b, strict=True))
+    if a is None or b is None or len(a) != len(b):
+        return False
+    return all(same_dim(x, y) for x, y in zip(a, b, strict=True))
 
 
 def product(dims: Iterable[Prim]) -> Prim:
@@ -355,6 +357,7 @@ def _is_half(arg: Expr) -> bool:
 def _compute_in_float32(bb: BlockBuilder, call: Call) -> Expr:
     from pyvm.op.elementwise import cast
 
+    assert isinstance(call.op, Op)
     args = [bb.emit(cast(arg, "float32")) if _is_half(arg) else arg for arg in call.args]
     wide = bb.emit(make_call(call.op, args, call.attrs))
     info = call.struct_info
@@ -363,7 +366,7 @@ def _compute_in_float32(bb: BlockBuilder, call: Call) -> Expr:
     return _cast_back(bb, wide, info)
 
 
-def _cast_back(bb: BlockBuilder, wide: Expr, info: StructInfo) -> Expr:
+def _cast_back(bb: BlockBuilder, wide: Expr, info: StructInfo | None) -> Expr:
     from pyvm.op.elementwise import cast
 
     if isinstance(info, TensorStructInfo) and info.dtype in HALF:

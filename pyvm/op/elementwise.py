@@ -6,6 +6,7 @@ A unary or binary operator is one line: `_unary` and `_binary` register it and r
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,12 +30,13 @@ from pyvm.op.common import (
     check_dtype,
     define,
     fail,
+    lower_to_kernel,
     make_call,
     same_dtype,
     same_shape,
     tensor_info,
 )
-from pyvm.op.registry import Decompose, KernelCall, Lowered, Op
+from pyvm.op.registry import KernelCall, Lowered, Op
 
 # --- shared by unary operators ----------------------------------------------------------------------------------------
 
@@ -77,14 +79,11 @@ def _unary(
     formula: str,
     source: str = "",
     result: str | None = None,
-    lower: Callable[[Call], Lowered] | None = None,
 ) -> Callable[[TensorLike], Call]:
     """Register y = fn(x), elementwise; `dtypes`: what x may be; `result`: dtype of y, None for that of x."""
 
-    def lower_to_kernel(call: Call) -> Lowered:
-        return KernelCall(f"kernel.{name}", list(call.args), () if result else (0,))
-
-    op = define(name, _infer_unary(dtypes, result), _typed(fn, result), lower or lower_to_kernel, half=False)
+    lower = lower_to_kernel(name, () if result else (0,))
+    op = define(name, _infer_unary(dtypes, result), _typed(fn, result), lower)
 
     def constructor(x: TensorLike) -> Call:
         return make_call(op, [as_expr(x)])
@@ -127,17 +126,11 @@ def _hard_swish(x: np.ndarray) -> np.ndarray:
     return x * np.clip(x / 6 + 0.5, 0, 1)
 
 
-def _lower_square(call: Call) -> Lowered:
-    if tensor_info(call, 0).dtype in INTEGER:  # the kernel has floating point loops only
-        return Decompose(lambda bb: bb.emit(mul(call.args[0], call.args[0])))
-    return KernelCall("kernel.square", list(call.args), (0,))
-
-
-relu = _unary("relu", lambda x: np.maximum(x, 0), FLOAT | SIGNED, "max(x, 0)", "ONNX Relu")
+relu = _unary("relu", lambda x: np.maximum(x, 0), NUMERIC, "max(x, 0)", "ONNX Relu")
 abs = _unary("abs", np.abs, NUMERIC, "|x|", "ONNX Abs")
 neg = _unary("neg", np.negative, FLOAT | SIGNED, "-x", "ONNX Neg")
 sign = _unary("sign", np.sign, NUMERIC, "-1, 0 or 1", "ONNX Sign")
-square = _unary("square", lambda x: x * x, NUMERIC, "x * x", lower=_lower_square)
+square = _unary("square", lambda x: x * x, NUMERIC, "x * x")
 exp = _unary("exp", np.exp, FLOAT, "exp(x)", "ONNX Exp")
 log = _unary("log", np.log, FLOAT, "log(x), natural", "ONNX Log")
 sqrt = _unary("sqrt", np.sqrt, FLOAT, "sqrt(x)", "ONNX Sqrt")
@@ -182,7 +175,7 @@ def _with_attrs(name: str, fn: Callable[..., Any], *attrs: str, result: str | No
         values = [int(v) if isinstance(v, bool) else v for v in (call.attrs[a] for a in attrs)]
         return KernelCall(f"kernel.{name}", [*call.args, *values], () if result else (0,))
 
-    return define(name, _infer_unary(FLOAT, result), _typed(fn, result), lower, half=False)
+    return define(name, _infer_unary(FLOAT, result), _typed(fn, result), lower)
 
 
 _LEAKY_RELU = _with_attrs("leaky_relu", lambda x, alpha: np.where(x < 0, alpha * x, x), "alpha")
@@ -340,11 +333,16 @@ def is_inf(x: TensorLike, detect_neg: bool = True, detect_pos: bool = True) -> C
 
 def _evaluate_clip(attrs: dict[str, Any], x: np.ndarray) -> np.ndarray:
     # np.maximum and np.minimum let NaN through; min is applied last, so hi wins when lo > hi.
+    lo, hi = attrs["lo"], attrs["hi"]
+    if x.dtype.kind in "iu":
+        limits = np.iinfo(x.dtype)
+        lo = None if lo is None else min(max(math.ceil(lo), limits.min), limits.max)
+        hi = None if hi is None else min(max(math.floor(hi), limits.min), limits.max)
     result = x.copy()
-    if attrs["lo"] is not None:
-        result = np.maximum(result, np.asarray(attrs["lo"], x.dtype))
-    if attrs["hi"] is not None:
-        result = np.minimum(result, np.asarray(attrs["hi"], x.dtype))
+    if lo is not None:
+        result = np.maximum(result, np.asarray(lo, x.dtype))
+    if hi is not None:
+        result = np.minimum(result, np.asarray(hi, x.dtype))
     return result
 
 
@@ -352,7 +350,7 @@ def _lower_clip(call: Call) -> Lowered:
     return KernelCall("kernel.clip", [call.args[0], call.attrs["lo"], call.attrs["hi"]], (0,))
 
 
-_CLIP = define("clip", _infer_unary(NUMERIC, None), _evaluate_clip, _lower_clip, half=False)
+_CLIP = define("clip", _infer_unary(NUMERIC, None), _evaluate_clip, _lower_clip)
 
 
 def clip(x: TensorLike, lo: TensorLike | None = None, hi: TensorLike | None = None) -> Call:

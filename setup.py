@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -34,7 +35,8 @@ def extensions() -> list[Extension]:
         Extension(
             str(path.relative_to(ROOT).with_suffix("")).replace(os.sep, "."),
             [str(path.relative_to(ROOT))],
-            include_dirs=["."],
+            include_dirs=[".", numpy.get_include()],
+            define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
             depends=headers,
             extra_compile_args=CFLAGS,
             extra_link_args=LDFLAGS,

@@ -37,7 +37,7 @@ _EXPORTS = {
 }
 _SUBMODULES = ("codegen", "errors", "frontend", "ir", "op", "transform")
 
-__all__ = ["__version__", *_EXPORTS, *_SUBMODULES]  # noqa: PLE0604
+__all__ = ["__version__", *_EXPORTS, *_SUBMODULES]
 
 if TYPE_CHECKING:
     from pyvm import codegen as codegen

@@ -1,0 +1,8 @@
+"""`python -m pyvm.cli` is the `pyvm` command."""
+
+import sys
+
+from pyvm.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Compile an ONNX model to an executable file.
+
+Symbolic dimensions of the model stay symbolic; --shape fixes or names them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pyvm.cli.common import Progress, UsageError, bytes_text, is_onnx, parse_shapes, require, seconds_text
+
+HELP = "compile an .onnx model to a .vmx executable"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="the model to compile")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="where to write the executable (default: MODEL.vmx)"
+    )
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="INPUT=D,D,...",
+        help="shape of an input, each dimension a number or the name of a symbol; may be repeated",
+    )
+    parser.add_argument("--dump", type=Path, metavar="FOLDER", help="write the program after each pass as text here")
+    parser.add_argument("--tvm", action="store_true", help="write TVM's VMExecutable format instead of .vmx")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile, write, and print what came out."""
+    import pyvm
+
+    if not is_onnx(args.model):
+        raise UsageError(f"{args.model}: not an .onnx model")
+    if not args.model.is_file():
+        raise UsageError(f"{args.model}: no such file")
+    require("onnx", f"{args.model}: reading ONNX models")
+    output = args.output or args.model.with_suffix(".ro" if args.tvm else ".vmx")
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"{output}: no such folder")
+    if args.dump is not None:
+        args.dump.mkdir(parents=True, exist_ok=True)
+    shapes = parse_shapes(args.shape)
+
+    begin = time.perf_counter()
+    with Progress(f"compiling {args.model.name}"):
+        executable = pyvm.compile(str(args.model), shape_dict=shapes or None, dump=args.dump)
+    elapsed = time.perf_counter() - begin
+
+    if args.tvm:
+        output.write_bytes(executable.to_bytes())
+    else:
+        executable.save(output)
+    weights = [constant for constant in executable.constants if isinstance(constant, np.ndarray)]
+    arena = executable.metadata.get("arena_bytes")
+    print(f"{args.model} -> {output} ({bytes_text(output.stat().st_size)})")
+    for name, signature in executable.signatures.items():
+        print(f"  {name}{signature}")
+    print(f"  instructions  {len(executable.instr_offset)}")
+    print(f"  constants     {len(weights)} tensors, {bytes_text(sum(weight.nbytes for weight in weights))}")
+    if arena is not None and arena.isdecimal():
+        print(f"  arena         {bytes_text(int(arena))}")
+    print(f"  compile time  {seconds_text(elapsed)}")
+    if args.dump is not None:
+        print(f"  dump          {args.dump} ({len(list(args.dump.iterdir()))} files)")
+    return 0

@@ -340,7 +340,7 @@ class ExecBuilder:
 
     # ---- the result
 
-    def get(self, *, formalize: bool = True, check: bool = False) -> VMExecutable:
+    def get(self, *, formalize: bool = True, check: bool = True) -> VMExecutable:
         """The executable.
 
         Parameters

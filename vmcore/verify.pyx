@@ -1,0 +1,662 @@
+# cython: boundscheck=False
+"""The load-time verifier: proves every fact that the dispatch loop takes for granted.
+
+Rules of the function table: function-kind, function-name, function-name-unique, packed-fields, function-range,
+function-args, register-limit, native-registers, param-names, function-overlap, orphan-code. Of the pool and the rest:
+constant-kind, memory-scope, debug-info.
+
+Rules of the code: instr-offset (instructions follow each other without gap or overlap, from the first word to the
+last), opcode, truncated, call-args, callee-index, callee-arity, dst-register, arg-kind, arg-register, arg-constant,
+arg-function, ret-register, if-register, if-offset, goto-offset, jump-target (an instruction of the same function),
+fall-through, undefined-register (a register is written on every path before it is read), flow-limit.
+
+Cost: one pass over the words, and for functions with jumps a data-flow analysis. That one is bounded: a program whose
+analysis would need more than MAX_FLOW_WORK steps is refused (rule flow-limit); compiled models stay far below it.
+Memory is linear in the size of the code.
+
+Code that no path reaches must be well-formed all the same; only undefined-register does not apply to it.
+"""
+
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.string cimport memset
+
+from vmcore.isa cimport (
+    CALL_WORDS,
+    GOTO_WORDS,
+    IF_WORDS,
+    ISA_MAX_ARGS,
+    ISA_MAX_REGISTERS,
+    ISA_PACKED_NUM_ARGS,
+    ISA_VM_REGISTER,
+    ISA_VOID_REGISTER,
+    RET_WORDS,
+    ArgKind,
+    FunctionKind,
+    Opcode,
+    isa_arg_kind,
+    isa_arg_value,
+)
+
+import numpy as np
+
+from vmcore.errors import VerifyError
+from vmcore.types import DataType, Shape
+
+cdef enum:
+    MAX_INSTRUCTIONS = (1 << 30) - 1
+    FLOW_WORK_LIMIT = 1 << 28
+
+MAX_FLOW_WORK = FLOW_WORK_LIMIT
+
+cdef enum CodeRule:
+    RULE_INSTR_OFFSET
+    RULE_OPCODE
+    RULE_TRUNCATED
+    RULE_CALL_ARGS
+    RULE_CALLEE_INDEX
+    RULE_CALLEE_ARITY
+    RULE_DST_REGISTER
+    RULE_ARG_KIND
+    RULE_ARG_REGISTER
+    RULE_ARG_CONSTANT
+    RULE_ARG_FUNCTION
+    RULE_RET_REGISTER
+    RULE_IF_REGISTER
+    RULE_IF_OFFSET
+    RULE_GOTO_OFFSET
+    RULE_JUMP_TARGET
+    RULE_FALL_THROUGH
+    RULE_UNDEFINED_REGISTER
+    RULE_FLOW_LIMIT
+    RULE_CODE_SIZE
+
+_CODE_RULES = (  # in the order of CodeRule: name, message with both facts
+    ("instr-offset", "the instruction is said to start at word {found}, but the one before it ends at {expected}"),
+    ("opcode", "opcode {found} is not in 1..{expected}"),
+    ("truncated", "the instruction needs {found} words, but {expected} are left"),
+    ("call-args", "a call with {found} arguments; a call has 0..{expected}"),
+    ("callee-index", "callee {found}, but the function table has {expected} entries"),
+    ("callee-arity", "a call with {found} arguments of a function that takes {expected}"),
+    ("dst-register", "result register {found}, but the frame has {expected} registers"),
+    ("arg-kind", "operand kind {found} is not in 0..{expected}"),
+    ("arg-register", "argument register {found}, but the frame has {expected} registers"),
+    ("arg-constant", "constant {found}, but the pool has {expected}"),
+    ("arg-function", "function {found}, but the function table has {expected} entries"),
+    ("ret-register", "returned register {found}, but the frame has {expected} registers"),
+    ("if-register", "condition register {found}, but the frame has {expected} registers"),
+    ("if-offset", "the offset of an If is {found}; it must be greater than {expected}"),
+    ("goto-offset", "the offset of a Goto is {found}: it jumps to itself"),
+    ("jump-target", "a jump to instruction {found}, but the function's instructions are {start}..{expected}"),
+    ("fall-through", "the last instruction has opcode {found}: it can run past the end of the function"),
+    ("undefined-register", "register {found} is read, but a path from the start of the function does not write it"),
+    ("flow-limit", "the control flow needs more than {expected} steps to analyse"),
+    ("code-size", "{found} instructions; the limit is {expected}"),
+)
+
+
+cdef int fail_code(CodeFailure* f, int rule, int64_t function, int64_t pc, int64_t found, int64_t expected) noexcept nogil:
+    f.rule, f.function, f.pc, f.found, f.expected = rule, function, pc, found, expected
+    return -1
+
+
+# ---- structure: the words are a sequence of whole instructions
+
+cdef int check_structure(
+    const int64_t* offsets, int64_t n_instr, const int64_t* data, int64_t n_words, CodeFailure* f
+) noexcept nogil:
+    cdef int64_t pc, at, op, left, size
+    cdef int64_t next_offset = 0
+    if n_instr > MAX_INSTRUCTIONS:
+        return fail_code(f, RULE_CODE_SIZE, -1, -1, n_instr, MAX_INSTRUCTIONS)
+    for pc in range(n_instr):
+        at = offsets[pc]
+        if at != next_offset:
+            return fail_code(f, RULE_INSTR_OFFSET, -1, pc, at, next_offset)
+        left = n_words - at
+        if left < 1:
+            return fail_code(f, RULE_TRUNCATED, -1, pc, 1, left)
+        op = data[at]
+        if op == Opcode.OP_CALL:
+            size = CALL_WORDS
+            if left >= CALL_WORDS:
+                if not 0 <= data[at + 3] <= ISA_MAX_ARGS:
+                    return fail_code(f, RULE_CALL_ARGS, -1, pc, data[at + 3], ISA_MAX_ARGS)
+                size += data[at + 3]
+        elif op == Opcode.OP_RET:
+            size = RET_WORDS
+        elif op == Opcode.OP_GOTO:
+            size = GOTO_WORDS
+        elif op == Opcode.OP_IF:
+            size = IF_WORDS
+        else:
+            return fail_code(f, RULE_OPCODE, -1, pc, op, Opcode.OP_IF)
+        if size > left:
+            return fail_code(f, RULE_TRUNCATED, -1, pc, size, left)
+        next_offset = at + size
+    if next_offset != n_words:
+        return fail_code(f, RULE_INSTR_OFFSET, -1, n_instr, n_words, next_offset)
+    return 0
+
+
+# ---- operands: every index in range, every jump inside the function
+
+cdef inline bint is_special(int64_t register) noexcept nogil:
+    return register == ISA_VOID_REGISTER or register == ISA_VM_REGISTER
+
+
+cdef int check_call(
+    const int64_t* words, int64_t pc, int64_t index, int64_t regs, const FunctionRow* functions, int64_t n_functions,
+    int64_t n_constants, CodeFailure* f,
+) noexcept nogil:
+    cdef int64_t dst = words[1], callee = words[2], n_args = words[3]
+    cdef int64_t i, kind, value
+    if not 0 <= callee < n_functions:
+        return fail_code(f, RULE_CALLEE_INDEX, index, pc, callee, n_functions)
+    if not (0 <= dst < regs or dst >= ISA_VOID_REGISTER):
+        return fail_code(f, RULE_DST_REGISTER, index, pc, dst, regs)
+    if functions[callee].kind != FunctionKind.KIND_PACKED and functions[callee].num_args != n_args:
+        return fail_code(f, RULE_CALLEE_ARITY, index, pc, n_args, functions[callee].num_args)
+    for i in range(CALL_WORDS, CALL_WORDS + n_args):
+        kind, value = isa_arg_kind(words[i]), isa_arg_value(words[i])
+        if kind == ArgKind.ARG_REGISTER:
+            if not (0 <= value < regs or is_special(value)):
+                return fail_code(f, RULE_ARG_REGISTER, index, pc, value, regs)
+        elif kind == ArgKind.ARG_CONSTANT:
+            if not 0 <= value < n_constants:
+                return fail_code(f, RULE_ARG_CONSTANT, index, pc, value, n_constants)
+        elif kind == ArgKind.ARG_FUNCTION:
+            if not 0 <= value < n_functions:
+                return fail_code(f, RULE_ARG_FUNCTION, index, pc, value, n_functions)
+        elif kind != ArgKind.ARG_IMMEDIATE:
+            return fail_code(f, RULE_ARG_KIND, index, pc, kind, ArgKind.ARG_FUNCTION)
+    return 0
+
+
+cdef int check_operands(
+    const int64_t* offsets, const int64_t* data, const FunctionRow* functions, int64_t n_functions, int64_t index,
+    int64_t n_constants, bint* has_jumps, CodeFailure* f,
+) noexcept nogil:
+    cdef FunctionRow row = functions[index]
+    cdef int64_t pc, op, offset, last
+    cdef const int64_t* words
+    has_jumps[0] = False
+    for pc in range(row.start_instr, row.end_instr):
+        words = data + offsets[pc]
+        op = words[0]
+        if op == Opcode.OP_CALL:
+            if check_call(words, pc, index, row.register_file_size, functions, n_functions, n_constants, f) != 0:
+                return -1
+            continue
+        if op == Opcode.OP_RET:
+            if not (0 <= words[1] < row.register_file_size or is_special(words[1])):
+                return fail_code(f, RULE_RET_REGISTER, index, pc, words[1], row.register_file_size)
+            continue
+        if op == Opcode.OP_GOTO:
+            offset = words[1]
+            if offset == 0:
+                return fail_code(f, RULE_GOTO_OFFSET, index, pc, offset, 0)
+        else:
+            if not 0 <= words[1] < row.register_file_size:
+                return fail_code(f, RULE_IF_REGISTER, index, pc, words[1], row.register_file_size)
+            offset = words[2]
+            if offset <= 1:
+                return fail_code(f, RULE_IF_OFFSET, index, pc, offset, 1)
+        # Compared before adding: the sum of a hostile offset may overflow.
+        if not row.start_instr - pc <= offset < row.end_instr - pc:
+            return fail_code(f, RULE_JUMP_TARGET, index, pc, <int64_t>(<uint64_t>pc + <uint64_t>offset), row.end_instr - 1)
+        has_jumps[0] = True
+    last = data[offsets[row.end_instr - 1]]
+    if last != Opcode.OP_RET and last != Opcode.OP_GOTO:
+        return fail_code(f, RULE_FALL_THROUGH, index, row.end_instr - 1, last, 0)
+    return 0
+
+
+# ---- definition before use
+#
+# A register is a candidate if some block reads it before writing it. Candidates are analysed 64 at a time: the state
+# of a block is the set of candidates that some path from the entry leaves unwritten. It only grows, at most 64 times
+# per block, and a worklist carries growth to the successors.
+
+ctypedef struct Mention:  # a block writes a candidate, or reads it before writing it
+    int32_t block
+    int32_t candidate
+
+ctypedef struct Flow:
+    int32_t* block_of        # [n_instr] block of each instruction, per function; leaders first hold 1
+    int32_t* first_pc        # [n_instr + 1] first instruction of each block, relative to the function
+    int32_t* written_in      # [registers] stamp of the last block that wrote the register
+    int32_t* read_in         # [registers] stamp of the last block that mentioned the register as read before written
+    int32_t* candidate_of    # [registers] number of the candidate, valid where `candidate_stamp` is this function's
+    int32_t* candidate_stamp  # [registers]
+    int32_t stamp            # of the current block; unique in the executable, so that nothing needs clearing
+    int64_t work
+
+
+cdef inline void successors(
+    const int64_t* offsets, const int64_t* data, int64_t last, int64_t start, const int32_t* block_of, int32_t* out,
+) noexcept nogil:
+    """The blocks that follow instruction `last`; -1 for none."""
+    cdef const int64_t* words = data + offsets[last]
+    out[0] = out[1] = -1
+    if words[0] == Opcode.OP_RET:
+        return
+    if words[0] == Opcode.OP_GOTO:
+        out[0] = block_of[last + words[1] - start]
+        return
+    out[0] = block_of[last + 1 - start]
+    if words[0] == Opcode.OP_IF:
+        out[1] = block_of[last + words[2] - start]
+
+
+cdef int32_t find_blocks(
+    const int64_t* offsets, const int64_t* data, int64_t start, int64_t end, bint has_jumps, Flow* flow
+) noexcept nogil:
+    """Fills `block_of` and `first_pc`; returns the number of blocks."""
+    cdef int64_t pc
+    cdef int32_t n_blocks = 0
+    cdef const int64_t* words
+    memset(flow.block_of, 0, <size_t>(end - start) * sizeof(int32_t))
+    if has_jumps:
+        for pc in range(start, end):
+            words = data + offsets[pc]
+            if words[0] == Opcode.OP_CALL:
+                continue
+            if words[0] == Opcode.OP_GOTO:
+                flow.block_of[pc + words[1] - start] = 1
+            elif words[0] == Opcode.OP_IF:
+                flow.block_of[pc + words[2] - start] = 1
+            if pc + 1 < end:
+                flow.block_of[pc + 1 - start] = 1
+    flow.block_of[0] = 1
+    for pc in range(end - start):
+        if flow.block_of[pc]:
+            flow.first_pc[n_blocks] = <int32_t>pc
+            n_blocks += 1
+        flow.block_of[pc] = n_blocks - 1
+    flow.first_pc[n_blocks] = <int32_t>(end - start)
+    return n_blocks
+
+
+cdef inline void note_read(
+    int64_t register, int64_t num_args, int64_t regs, int32_t block, int32_t function_stamp, Flow* flow,
+    Mention* reads, int64_t* n_reads, int32_t* n_candidates,
+) noexcept nogil:
+    if register < num_args or register >= regs or flow.written_in[register] == flow.stamp:
+        return
+    if flow.read_in[register] == flow.stamp:
+        return
+    flow.read_in[register] = flow.stamp
+    if flow.candidate_stamp[register] != function_stamp:
+        flow.candidate_stamp[register] = function_stamp
+        flow.candidate_of[register] = n_candidates[0]
+        n_candidates[0] += 1
+    reads[n_reads[0]].block = block
+    reads[n_reads[0]].candidate = flow.candidate_of[register]
+    n_reads[0] += 1
+
+
+cdef void sort_by_slice(
+    const Mention* mentions, int64_t n, int64_t* starts, int64_t n_slices, Mention* out
+) noexcept nogil:
+    """Counting sort by candidate // 64; slice s ends up in out[starts[s] : starts[s + 1]]. `starts` has n_slices + 2."""
+    cdef int64_t i, s
+    memset(starts, 0, <size_t>(n_slices + 2) * sizeof(int64_t))
+    for i in range(n):
+        starts[(mentions[i].candidate >> 6) + 2] += 1
+    for s in range(2, n_slices + 2):
+        starts[s] += starts[s - 1]
+    for i in range(n):
+        s = (mentions[i].candidate >> 6) + 1
+        out[starts[s]] = mentions[i]
+        starts[s] += 1
+
+
+cdef int report_undefined(
+    const int64_t* offsets, const int64_t* data, int64_t start, int64_t index, int32_t block, uint64_t missing,
+    int64_t slice_, int32_t function_stamp, Flow* flow, CodeFailure* f,
+) noexcept nogil:
+    """Finds the first read of a register of `missing` in the block. No write can come before it: it is a candidate."""
+    cdef int64_t pc, i, register
+    cdef int64_t n_words
+    cdef const int64_t* words
+    for pc in range(start + flow.first_pc[block], start + flow.first_pc[block + 1]):
+        words = data + offsets[pc]
+        n_words = CALL_WORDS + words[3] if words[0] == Opcode.OP_CALL else 2
+        for i in range(CALL_WORDS if words[0] == Opcode.OP_CALL else 1, n_words):
+            register = words[i]
+            if words[0] == Opcode.OP_CALL:
+                if isa_arg_kind(words[i]) != ArgKind.ARG_REGISTER:
+                    continue
+                register = isa_arg_value(words[i])
+            elif words[0] == Opcode.OP_GOTO:
+                continue
+            if register >= ISA_VOID_REGISTER or flow.candidate_stamp[register] != function_stamp:
+                continue
+            if flow.candidate_of[register] >> 6 == slice_ and missing >> (flow.candidate_of[register] & 63) & 1:
+                return fail_code(f, RULE_UNDEFINED_REGISTER, index, pc, register, 0)
+    return fail_code(f, RULE_UNDEFINED_REGISTER, index, start + flow.first_pc[block], -1, 0)
+
+
+cdef int propagate(
+    const int64_t* offsets, const int64_t* data, const FunctionRow* row, int64_t index, int32_t n_blocks,
+    int32_t n_candidates, const Mention* reads, const int64_t* read_starts, const Mention* writes,
+    const int64_t* write_starts, int32_t function_stamp, Flow* flow, uint64_t* unwritten, uint64_t* written,
+    int32_t* queue, uint8_t* queued, CodeFailure* f,
+) noexcept nogil:
+    cdef int64_t n_slices = (n_candidates + 63) >> 6
+    cdef int64_t s, i, head, count
+    cdef int32_t block, successor
+    cdef int32_t next_blocks[2]
+    cdef uint64_t leaving, missing
+    cdef int k
+    for s in range(n_slices):
+        memset(unwritten, 0, <size_t>n_blocks * sizeof(uint64_t))
+        memset(written, 0, <size_t>n_blocks * sizeof(uint64_t))
+        for i in range(write_starts[s], write_starts[s + 1]):
+            written[writes[i].block] |= <uint64_t>1 << (writes[i].candidate & 63)
+        unwritten[0] = ~<uint64_t>0 if s + 1 < n_slices or n_candidates & 63 == 0 else \
+            (<uint64_t>1 << (n_candidates & 63)) - 1
+        flow.work += n_blocks
+        memset(queued, 0, <size_t>n_blocks)
+        queue[0], queued[0], head, count = 0, 1, 0, 1
+        while count:
+            block = queue[head]
+            head = head + 1 if head + 1 < n_blocks else 0
+            count -= 1
+            queued[block] = 0
+            flow.work += 1
+            if flow.work > FLOW_WORK_LIMIT:
+                return fail_code(f, RULE_FLOW_LIMIT, index, -1, flow.work, FLOW_WORK_LIMIT)
+            leaving = unwritten[block] & ~written[block]
+            if leaving == 0:
+                continue
+            successors(offsets, data, row.start_instr + flow.first_pc[block + 1] - 1, row.start_instr,
+                       flow.block_of, next_blocks)
+            for k in range(2):
+                successor = next_blocks[k]
+                if successor < 0 or unwritten[successor] | leaving == unwritten[successor]:
+                    continue
+                unwritten[successor] |= leaving
+                if not queued[successor]:
+                    queued[successor] = 1
+                    queue[(head + count) % n_blocks] = successor
+                    count += 1
+        # `reads` are in block order: the first hit is the first block of this slice.
+        for i in range(read_starts[s], read_starts[s + 1]):
+            block = reads[i].block
+            missing = unwritten[block] & (<uint64_t>1 << (reads[i].candidate & 63))
+            if missing:
+                return report_undefined(offsets, data, row.start_instr, index, block, missing, s, function_stamp,
+                                        flow, f)
+    return 0
+
+
+cdef int check_flow(
+    const int64_t* offsets, const int64_t* data, const FunctionRow* row, int64_t index, bint has_jumps, Flow* flow,
+    CodeFailure* f,
+) noexcept nogil:
+    cdef int64_t start = row.start_instr, end = row.end_instr, regs = row.register_file_size
+    cdef int32_t function_stamp = <int32_t>(index + 1)
+    cdef int32_t n_blocks = find_blocks(offsets, data, start, end, has_jumps, flow)
+    cdef int32_t n_candidates = 0, block
+    cdef int64_t n_reads = 0, n_writes = 0, pc, i, dst, n_slices
+    cdef int64_t capacity = (offsets[end - 1] - offsets[start]) + 2  # words of the function but the last's: >= mentions
+    cdef const int64_t* words
+    cdef Mention* mentions = NULL
+    cdef Mention* sorted_mentions = NULL
+    cdef int64_t* starts = NULL
+    cdef uint64_t* masks = NULL
+    cdef int32_t* queue = NULL
+    cdef int status = -2
+    # One buffer: reads from the front; later, writes behind them (a word is a read or a write, never both).
+    mentions = <Mention*>PyMem_RawMalloc(<size_t>capacity * sizeof(Mention))
+    if mentions == NULL:
+        return -2
+    for block in range(n_blocks):
+        flow.stamp += 1
+        for pc in range(start + flow.first_pc[block], start + flow.first_pc[block + 1]):
+            words = data + offsets[pc]
+            if words[0] == Opcode.OP_CALL:
+                for i in range(CALL_WORDS, CALL_WORDS + words[3]):
+                    if isa_arg_kind(words[i]) == ArgKind.ARG_REGISTER:
+                        note_read(isa_arg_value(words[i]), row.num_args, regs, block, function_stamp, flow, mentions,
+                                  &n_reads, &n_candidates)
+                if words[1] < regs:
+                    flow.written_in[words[1]] = flow.stamp
+            elif words[0] != Opcode.OP_GOTO:
+                note_read(words[1], row.num_args, regs, block, function_stamp, flow, mentions, &n_reads, &n_candidates)
+    if n_candidates == 0:
+        PyMem_RawFree(mentions)
+        return 0
+    # `written_in` now holds the last writing block of each register; stamps from a second range find the first
+    # write of each block again.
+    for block in range(n_blocks):
+        flow.stamp += 1
+        for pc in range(start + flow.first_pc[block], start + flow.first_pc[block + 1]):
+            words = data + offsets[pc]
+            if words[0] != Opcode.OP_CALL:
+                continue
+            dst = words[1]
+            if dst >= regs or flow.written_in[dst] == flow.stamp or flow.candidate_stamp[dst] != function_stamp:
+                continue
+            flow.written_in[dst] = flow.stamp
+            mentions[n_reads + n_writes].block = block
+            mentions[n_reads + n_writes].candidate = flow.candidate_of[dst]
+            n_writes += 1
+    n_slices = (n_candidates + 63) >> 6
+    sorted_mentions = <Mention*>PyMem_RawMalloc(<size_t>(n_reads + n_writes) * sizeof(Mention))
+    starts = <int64_t*>PyMem_RawMalloc(<size_t>(2 * (n_slices + 2)) * sizeof(int64_t))
+    masks = <uint64_t*>PyMem_RawMalloc(<size_t>n_blocks * (2 * sizeof(uint64_t)))
+    queue = <int32_t*>PyMem_RawMalloc(<size_t>n_blocks * (sizeof(int32_t) + 1))
+    if sorted_mentions != NULL and starts != NULL and masks != NULL and queue != NULL:
+        sort_by_slice(mentions, n_reads, starts, n_slices, sorted_mentions)
+        sort_by_slice(mentions + n_reads, n_writes, starts + n_slices + 2, n_slices, sorted_mentions + n_reads)
+        status = propagate(
+            offsets, data, row, index, n_blocks, n_candidates, sorted_mentions, starts, sorted_mentions + n_reads,
+            starts + n_slices + 2, function_stamp, flow, masks, masks + n_blocks, queue, <uint8_t*>(queue + n_blocks), f,
+        )
+    PyMem_RawFree(queue)
+    PyMem_RawFree(masks)
+    PyMem_RawFree(starts)
+    PyMem_RawFree(sorted_mentions)
+    PyMem_RawFree(mentions)
+    return status
+
+
+cdef int verify_code(
+    const int64_t* instr_offset, int64_t n_instr, const int64_t* instr_data, int64_t n_words,
+    const FunctionRow* functions, int64_t n_functions, int64_t n_constants, CodeFailure* failure,
+) noexcept nogil:
+    cdef Flow flow
+    cdef int64_t index, max_regs = 0
+    cdef bint has_jumps
+    cdef int32_t* memory
+    cdef int status = check_structure(instr_offset, n_instr, instr_data, n_words, failure)
+    if status != 0:
+        return status
+    for index in range(n_functions):
+        if functions[index].kind == FunctionKind.KIND_VM:
+            max_regs = max(max_regs, functions[index].register_file_size)
+    memory = <int32_t*>PyMem_RawCalloc(<size_t>(2 * n_instr + 1 + 4 * max_regs), sizeof(int32_t))
+    if memory == NULL:
+        return -2
+    flow.block_of = memory
+    flow.first_pc = flow.block_of + n_instr
+    flow.written_in = flow.first_pc + n_instr + 1
+    flow.read_in = flow.written_in + max_regs
+    flow.candidate_of = flow.read_in + max_regs
+    flow.candidate_stamp = flow.candidate_of + max_regs
+    flow.stamp, flow.work = 0, 0
+    for index in range(n_functions):
+        if functions[index].kind != FunctionKind.KIND_VM:
+            continue
+        status = check_operands(instr_offset, instr_data, functions, n_functions, index, n_constants, &has_jumps, failure)
+        if status == 0:
+            status = check_flow(instr_offset, instr_data, &functions[index], index, has_jumps, &flow, failure)
+        if status != 0:
+            break
+    PyMem_RawFree(memory)
+    return status
+
+
+# ---- the doors
+
+def _fail(str rule, str message, function=None, pc=None):
+    where = "" if function is None else f"@{function}"
+    if pc is not None:
+        where += f"{', ' if where else ''}instruction {pc}"
+    raise VerifyError(f"verify: {where + ': ' if where else ''}{message} [{rule}]", rule=rule, function=function, pc=pc)
+
+
+cdef int check_utf8(str text, str rule, str what) except -1:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        _fail(rule, f"{what} {text!a} is not valid UTF-8")
+    return 0
+
+
+cdef int check_row(object info, Py_ssize_t index, FunctionRow* row, int64_t n_instr) except -1:
+    """The rules of one table entry by itself; fills `row`."""
+    name = info.name
+    if not isinstance(name, str) or not name or "\0" in name:
+        _fail("function-name", f"the name of function {index} is {name!r}, not a non-empty string without NUL")
+    check_utf8(name, "function-name", "the function name")
+    try:
+        row.kind, row.num_args, row.register_file_size = info.kind, info.num_args, info.register_file_size
+        row.start_instr, row.end_instr = info.start_instr, info.end_instr
+    except (TypeError, OverflowError):
+        _fail("function-range", "a field of the function table is no 64-bit integer", name)
+    params = info.param_names
+    if row.kind == FunctionKind.KIND_PACKED:
+        fields = (row.num_args, row.start_instr, row.end_instr, row.register_file_size, len(params))
+        if fields != (ISA_PACKED_NUM_ARGS, 0, 0, 0, 0):
+            _fail("packed-fields", f"a packed function has the fields {fields}, not {(ISA_PACKED_NUM_ARGS, 0, 0, 0, 0)}", name)
+        return 0
+    if row.kind != FunctionKind.KIND_VM and row.kind != FunctionKind.KIND_NATIVE:
+        _fail("function-kind", f"kind {row.kind} is not in 0..{<int>FunctionKind.KIND_NATIVE}", name)
+    if not 0 <= row.register_file_size <= ISA_MAX_REGISTERS:
+        _fail("register-limit", f"{row.register_file_size} registers; the limit is {ISA_MAX_REGISTERS}", name)
+    if not 0 <= row.num_args <= min(row.register_file_size, ISA_MAX_ARGS):
+        _fail("function-args", f"{row.num_args} arguments do not fit in {row.register_file_size} registers or the limit "
+              f"of {ISA_MAX_ARGS}", name)
+    if len(params) != 0 and len(params) != row.num_args:
+        _fail("param-names", f"{len(params)} parameter names for {row.num_args} arguments", name)
+    for param in params:
+        if not isinstance(param, str):
+            _fail("param-names", f"parameter name {param!r} is not a string", name)
+        check_utf8(param, "param-names", "the parameter name")
+    if row.kind == FunctionKind.KIND_NATIVE:
+        if row.start_instr != 0 or row.end_instr != 0:
+            _fail("function-range", f"a compiled function has the instructions {row.start_instr}..{row.end_instr}, not 0..0",
+                  name)
+        if row.register_file_size <= row.num_args:
+            _fail("native-registers", f"{row.register_file_size} registers for {row.num_args} arguments and a result", name)
+    elif not 0 <= row.start_instr < row.end_instr <= n_instr:
+        _fail("function-range", f"instructions {row.start_instr}..{row.end_instr} are no part of the {n_instr} of the code",
+              name)
+    return 0
+
+
+cpdef int verify_parts(
+    list functions, Py_ssize_t n_constants, const int64_t[::1] instr_offset, const int64_t[::1] instr_data
+) except -1:
+    cdef Py_ssize_t n_functions = len(functions), index
+    cdef int64_t n_instr = instr_offset.shape[0], n_words = instr_data.shape[0]
+    cdef const int64_t* offsets = &instr_offset[0] if n_instr else NULL
+    cdef const int64_t* data = &instr_data[0] if n_words else NULL
+    cdef CodeFailure failure
+    cdef int status
+    cdef FunctionRow* rows
+    if n_functions > MAX_INSTRUCTIONS:
+        _fail("function-range", f"{n_functions} functions; the limit is {MAX_INSTRUCTIONS}")
+    rows = <FunctionRow*>PyMem_RawCalloc(<size_t>n_functions + 1, sizeof(FunctionRow))
+    if rows == NULL:
+        raise MemoryError("verify: function table")
+    try:
+        names = {}
+        for index in range(n_functions):
+            check_row(functions[index], index, &rows[index], n_instr)
+            name = functions[index].name
+            if names.setdefault(name, index) != index:
+                _fail("function-name-unique", f"functions {names[name]} and {index} have the same name", name)
+        end = 0
+        order = []
+        for index in range(n_functions):
+            if rows[index].kind == FunctionKind.KIND_VM:
+                order.append((rows[index].start_instr, index))
+        order.sort()
+        for _, index in order:
+            if rows[index].start_instr < end:
+                _fail("function-overlap", f"starts at instruction {rows[index].start_instr}, but the function before it "
+                      f"ends at {end}", functions[index].name)
+            if rows[index].start_instr > end:
+                _fail("orphan-code", f"instructions {end}..{rows[index].start_instr - 1} belong to no function", None, end)
+            end = rows[index].end_instr
+        if end != n_instr:
+            _fail("orphan-code", f"instructions {end}..{n_instr - 1} belong to no function", None, end)
+        with nogil:
+            status = verify_code(offsets, n_instr, data, n_words, rows, n_functions, n_constants, &failure)
+        if status == -2:
+            raise MemoryError("verify: data-flow analysis")
+        if status != 0:
+            _raise_code(functions, rows, n_functions, &failure)
+    finally:
+        PyMem_RawFree(rows)
+    return 0
+
+
+cdef int _raise_code(list functions, const FunctionRow* rows, Py_ssize_t n_functions, CodeFailure* f) except -1:
+    cdef Py_ssize_t index = f.function
+    cdef Py_ssize_t i
+    if index < 0 and f.pc >= 0:
+        for i in range(n_functions):
+            if rows[i].kind == FunctionKind.KIND_VM and rows[i].start_instr <= f.pc < rows[i].end_instr:
+                index = i
+    rule, template = _CODE_RULES[f.rule]
+    start = rows[index].start_instr if index >= 0 else 0
+    message = template.format(found=f.found, expected=f.expected, start=start)
+    _fail(rule, message, functions[index].name if index >= 0 else None, f.pc if f.pc >= 0 else None)
+
+
+cdef int check_constant(object constant, Py_ssize_t index) except -1:
+    if isinstance(constant, np.ndarray):
+        if not constant.flags.c_contiguous or not constant.flags.aligned or not constant.dtype.isnative \
+                or constant.dtype.kind not in "biufc" or constant.ndim > 64:
+            _fail("constant-kind", f"constant {index} is an array of {constant.dtype} that is not compact and native")
+    elif isinstance(constant, str):
+        check_utf8(constant, "constant-kind", f"constant {index}, the string")
+    elif isinstance(constant, bool) or not isinstance(constant, (Shape, int, float, DataType)):
+        _fail("constant-kind", f"constant {index} is of type {type(constant).__name__}, which the pool cannot hold")
+    elif isinstance(constant, int) and not -(1 << 63) <= constant < (1 << 63):
+        _fail("constant-kind", f"constant {index} is {constant}, which is no 64-bit integer")
+    return 0
+
+
+def verify(executable) -> None:
+    """Raises VerifyError unless the executable keeps every rule.
+
+    Parameters
+    ----------
+    executable
+        Anything with the attributes of `pyvm.VMExecutable`: functions, constants, instr_offset, instr_data, and
+        optionally memory_scopes and debug.
+    """
+    cdef Py_ssize_t index
+    cdef object constants = executable.constants
+    instr_offset = np.ascontiguousarray(executable.instr_offset, dtype=np.int64)
+    instr_data = np.ascontiguousarray(executable.instr_data, dtype=np.int64)
+    for name, array in (("instr_offset", instr_offset), ("instr_data", instr_data)):
+        if array.ndim != 1:
+            _fail("instr-offset", f"{name} has {array.ndim} dimensions, not 1")
+    for index in range(len(constants)):
+        check_constant(constants[index], index)
+    for key, scope in getattr(executable, "memory_scopes", {}).items():
+        if not isinstance(key, int) or not isinstance(scope, str):
+            _fail("memory-scope", f"the memory scope of constant {key!r} is {scope!r}, not a string")
+        check_utf8(scope, "memory-scope", "the memory scope")
+    debug = getattr(executable, "debug", ())
+    if len(debug) not in (0, len(instr_offset)):
+        _fail("debug-info", f"{len(debug)} entries for {len(instr_offset)} instructions")
+    verify_parts(list(executable.functions), len(constants), instr_offset, instr_data)

@@ -34,5 +34,6 @@ def run(args: argparse.Namespace) -> int:
     executable.verify()
     output = args.output or args.source.with_suffix(".vmx")
     executable.save(output)
-    print(f"{args.source} -> {output} ({bytes_text(output.stat().st_size)}, {len(executable.instr_offset)} instructions)")
+    size = bytes_text(output.stat().st_size)
+    print(f"{args.source} -> {output} ({size}, {len(executable.instr_offset)} instructions)")
     return 0

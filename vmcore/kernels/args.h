@@ -235,4 +235,37 @@ static inline int check_inplace(const char *op, const ArgTensor *x, const ArgTen
   return arg_fail_pair(op, ERR_VALUE, "the output overlaps an input in part", "input", x, "output", out);
 }
 
+/* ---- the short way for small tensors ----------------------------------------------------------------------------- */
+
+/* Element count when all `k` tensors are float32 on the CPU, of one shape, with strides that say compact, and the last
+ * one (the output) is one of the others or shares no byte with them; else -1: the caller then takes the full checks,
+ * which word the errors and allow what this refuses (no strides, dimensions of size 0 or 1 with any stride). */
+static inline __attribute__((always_inline)) int64_t args_float32_alike(const DLTensor *const *t, int k) {
+  const DLTensor *out = t[k - 1];
+  uint32_t want, dtype;
+  const VmDataType f32 = {DL_FLOAT, 32, 1};
+  memcpy(&want, &f32, 4);
+  uint64_t bad = 0;
+  int32_t ndim = out->ndim;
+  if (VM_UNLIKELY((uint32_t)ndim > TENSOR_INLINE_NDIM)) return -1;
+  for (int i = 0; i < k; ++i) {
+    memcpy(&dtype, &t[i]->dtype, 4);
+    bad |= (dtype ^ want) | (uint32_t)(t[i]->device_type ^ 1) | (uint32_t)(t[i]->ndim ^ ndim) | (t[i]->strides == NULL);
+  }
+  if (VM_UNLIKELY(bad)) return -1;
+  int64_t n = 1;
+  for (int32_t d = ndim; d-- > 0;) {
+    int64_t size = out->shape[d];
+    for (int i = 0; i < k; ++i) bad |= (uint64_t)(t[i]->shape[d] ^ size) | (uint64_t)(t[i]->strides[d] ^ n);
+    bad |= (uint64_t)__builtin_mul_overflow(n, size, &n);
+  }
+  if (VM_UNLIKELY(bad != 0 || n <= 0 || n >= INT64_MAX / 4)) return -1;
+  uintptr_t to = (uintptr_t)out->data + out->byte_offset, nbytes = (uintptr_t)n * 4;
+  for (int i = 0; i < k - 1; ++i) {
+    uintptr_t from = (uintptr_t)t[i]->data + t[i]->byte_offset;
+    if (VM_UNLIKELY(to - from < nbytes || from - to < nbytes) && to != from) return -1;
+  }
+  return n;
+}
+
 #endif

@@ -1,7 +1,8 @@
-/* Several versions of hot loops, chosen once per process by what the CPU can do. Never -march=native.
+/* Several versions of hot loops, chosen by what the CPU can do. Never -march=native.
  *
- * Two ways: VM_MULTIVERSION on one function; or a header of loops included once per instruction set between
- * `#include VM_ISA_BEGIN` style pragmas (see vmath.h), with a table of function pointers chosen at import.
+ * VM_MULTIVERSION clones one function. A whole family of loops goes into a header without include guard, named by
+ * VM_ISA_BODY, and `#include "vmcore/kernels/per_isa.h"` compiles it once per instruction set; the family's table of
+ * function pointers is then picked at import with vm_isa_detect().
  */
 #ifndef VMCORE_KERNELS_SIMD_H
 #define VMCORE_KERNELS_SIMD_H
@@ -18,10 +19,13 @@
 #define VM_MULTIVERSION
 #endif
 
+#define VM_INLINE static inline __attribute__((always_inline, unused))
+#define VM_RESTRICT __restrict__
+
 enum { VM_ISA_BASE = 0, VM_ISA_V3 = 1, VM_ISA_V4 = 2 };
 
 /* The best instruction set that both this build and this CPU have. */
-static int vm_isa_detect(void) {
+__attribute__((unused)) static int vm_isa_detect(void) {
 #if VM_X86_VERSIONS
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {

@@ -1,0 +1,35 @@
+"""Binary kernels with broadcasting: `kernel.add`, `kernel.less`, `kernel.where`, ... . Loops and doors are in binary.h.
+
+maximum and minimum pass NaN on. Integers wrap; a zero integer divisor is refused. Shifts by the width or more give
+what shifting by one bit at a time would. float16 and bfloat16 go through float32.
+"""
+from vmcore.kernels.args cimport args_bind
+from vmcore.status cimport fail
+from vmcore.value cimport KernelEntry
+
+cdef extern from "vmcore/kernels/binary.h" nogil:
+    const KernelEntry* binary_entries
+    enum:
+        BINARY_ENTRIES
+    void binary_init(int isa)
+    int vm_isa_detect()
+
+
+cdef const KernelEntry* kernel_table(int* n) noexcept:
+    n[0] = BINARY_ENTRIES
+    return binary_entries
+
+
+def select_isa(level=None) -> int:
+    """Use the loops of instruction set `level` (0 base, 1 x86-64-v3, 2 x86-64-v4), capped by the CPU; None: the best.
+
+    Returns the level in use. For tests and benchmarks; not safe while kernels run.
+    """
+    cdef int best = vm_isa_detect()
+    cdef int isa = best if level is None else max(0, min(best, level))
+    binary_init(isa)
+    return isa
+
+
+args_bind(fail)
+select_isa()

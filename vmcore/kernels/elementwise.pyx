@@ -1,0 +1,34 @@
+"""Unary kernels: `kernel.relu`, `kernel.exp`, ... . Loops, table and doors are in unary.h; numpy and ONNX semantics.
+
+relu and clip pass NaN on. Integer negation and absolute value wrap. float16 and bfloat16 go through float32.
+"""
+from vmcore.kernels.args cimport args_bind
+from vmcore.status cimport fail
+from vmcore.value cimport KernelEntry
+
+cdef extern from "vmcore/kernels/unary.h" nogil:
+    const KernelEntry* unary_entries
+    enum:
+        UNARY_ENTRIES
+    void unary_init(int isa)
+    int vm_isa_detect()
+
+
+cdef const KernelEntry* kernel_table(int* n) noexcept:
+    n[0] = UNARY_ENTRIES
+    return unary_entries
+
+
+def select_isa(level=None) -> int:
+    """Use the loops of instruction set `level` (0 base, 1 x86-64-v3, 2 x86-64-v4), capped by the CPU; None: the best.
+
+    Returns the level in use. For tests and benchmarks; not safe while kernels run.
+    """
+    cdef int best = vm_isa_detect()
+    cdef int isa = best if level is None else max(0, min(best, level))
+    unary_init(isa)
+    return isa
+
+
+args_bind(fail)
+select_isa()

@@ -26,6 +26,7 @@ CFLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-tree-slp-
 LDFLAGS = ["-Wl,-s"] if sys.platform == "linux" else []  # no symbol tables: they are most of an unstripped wheel
 
 ROOT = Path(__file__).parent
+BUILD = "build/checked" if CHECKED else "build"
 
 
 def extensions() -> list[Extension]:
@@ -55,7 +56,8 @@ def build_jobs() -> int:
 if __name__ == "__main__":
     setup(
         ext_modules=cythonize(
-            extensions(), compiler_directives=DIRECTIVES, build_dir="build/cython", nthreads=build_jobs()
+            extensions(), compiler_directives=DIRECTIVES, build_dir=f"{BUILD}/cython", nthreads=build_jobs()
         ),
-        options={"build_ext": {"parallel": build_jobs()}},
+        # Folders of their own for the checked build: what is up to date is judged by file times alone.
+        options={"build_ext": {"parallel": build_jobs()}, "build": {"build_base": BUILD}},
     )

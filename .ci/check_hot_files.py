@@ -32,7 +32,11 @@ def problems(source: Path, directives: dict[str, object], folder: Path) -> list[
 def main() -> int:
     """Check all hot files; 1 if one has a problem."""
     directives = runpy.run_path(str(ROOT / "setup.py"), run_name="setup_of_pyvm")["DIRECTIVES"]
-    hot = [path for path in sorted(ROOT.glob("vmcore/**/*.pyx")) if path.open(encoding="utf-8").readline().startswith("# HOT:")]
+    hot = [
+        path
+        for path in sorted(ROOT.glob("vmcore/**/*.pyx"))
+        if path.open(encoding="utf-8").readline().startswith("# HOT:")
+    ]
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for path in hot:

@@ -234,9 +234,7 @@ def make_inputs(executable: VMExecutable, args: argparse.Namespace) -> tuple[lis
     names = [spec.name for spec in signature.params]
     arrays = read_arrays(args.input, names)
     rng = np.random.default_rng(args.seed)
-    values = [
-        arrays[spec.name] if spec.name in arrays else random_value(spec, dims, rng) for spec in signature.params
-    ]
+    values = [arrays[spec.name] if spec.name in arrays else random_value(spec, dims, rng) for spec in signature.params]
     return names, values
 
 

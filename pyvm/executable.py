@@ -202,9 +202,21 @@ class DebugInfo(Sequence["str | None"]):
 
     @classmethod
     def from_table(cls, strings: list[str], index: np.ndarray) -> DebugInfo:
-        """From its parts; -1 in `index` is no source. An empty index says nothing about any instruction."""
+        """From its parts; -1 in `index` is no source. The table is brought into order of first use."""
+        index = np.asarray(index, dtype=np.int32)
+        highest = np.maximum.accumulate(index) if len(index) else index
+        canonical = (
+            len(index) > 0
+            and highest[0] <= 0
+            and int(np.diff(highest).max(initial=0)) <= 1
+            and int(highest[-1]) == len(strings) - 1 >= 0
+            and int(index.min()) >= -1
+            and len(set(strings)) == len(strings)
+        )
+        if not canonical:
+            return cls(strings[i] if 0 <= i < len(strings) else None for i in index.tolist())
         self = cls()
-        self.strings, self.index = strings, np.asarray(index, dtype=np.int32)
+        self.strings, self.index = strings, index
         return self
 
     def __len__(self) -> int:
@@ -220,7 +232,9 @@ class DebugInfo(Sequence["str | None"]):
         return (self[pc] for pc in range(len(self.index)))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, DebugInfo) and list(self) == list(other)
+        return (
+            isinstance(other, DebugInfo) and self.strings == other.strings and np.array_equal(self.index, other.index)
+        )
 
     __hash__ = None  # type: ignore[assignment]
 

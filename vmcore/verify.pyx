@@ -153,7 +153,7 @@ cdef int check_call(
     cdef int64_t i, kind, value
     if not 0 <= callee < n_functions:
         return fail_code(f, RULE_CALLEE_INDEX, index, pc, callee, n_functions)
-    if not (0 <= dst < regs or dst >= ISA_VOID_REGISTER):
+    if not (0 <= dst < regs or is_special(dst)):
         return fail_code(f, RULE_DST_REGISTER, index, pc, dst, regs)
     if functions[callee].kind != FunctionKind.KIND_PACKED and functions[callee].num_args != n_args:
         return fail_code(f, RULE_CALLEE_ARITY, index, pc, n_args, functions[callee].num_args)

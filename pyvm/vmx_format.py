@@ -1,0 +1,454 @@
+"""The `.vmx` file: a sectioned container whose weights are mapped into memory instead of read.
+
+    header, 32 bytes    8s magic · u16 major · u16 minor · u32 sections · u64 file size · u32 CRC of the section table ·
+                        u32 CRC of the header up to here
+    section table       per section 32 bytes: u32 kind · u32 flags · u64 offset · u64 size · u32 CRC · u32 zero
+    sections            each at a multiple of 64 bytes, in the order of the table, zeros between them
+
+All integers are little-endian, CRCs are CRC-32 (zlib). Strings and function table entries are as in TVM's format
+(`pyvm.tvm_format`). Sections:
+
+    1 FUNCTIONS   u64 count · function table entries
+    2 CODE        u64 n_instr · u64 n_words · i64 instr_offset[n_instr] · i64 instr_data[n_words]
+    3 CONSTANTS   u64 count · i32 type index · payload, as in TVM's format but for a tensor: u8 code · u8 bits ·
+                  u16 lanes · i32 ndim · i64 shape[ndim] · u64 offset in WEIGHTS (a multiple of 64) · u64 bytes
+    4 WEIGHTS     tensor data, row-major, each at a multiple of 64 bytes
+    5 SCOPES      u64 count · (i64 constant index · string)
+    6 DEBUG       u64 count · strings · u64 n (0 or n_instr) · i32 index of the source string, -1 for none
+    7 META        UTF-8 JSON: {"signatures": {function: ...}, "metadata": {...}}
+
+Versions: a reader accepts every minor version of its major version. Minor versions only add sections; a section of
+unknown kind is skipped unless its flag says that the program cannot be understood without it (FLAG_CRITICAL). Anything
+that changes the meaning of an existing section is a new major version.
+
+Loading maps the file and reads everything but WEIGHTS, whose checksum is left to `VMExecutable.verify(full=True)`. The
+file is shared with other processes through the page cache. Who truncates a mapped file gets SIGBUS, as with every
+mapping: replace files (`save` does), do not edit them in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import mmap
+import os
+import secrets
+import stat
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from vmcore.errors import FormatError, VersionError
+from vmcore.types import DataType, Shape, tensor_dtype
+
+from .executable import DebugInfo, FunctionInfo, Signature, VMExecutable
+from .tvm_format import (
+    MAX_NDIM,
+    ByteReader,
+    checked_tensor,
+    make_tensor,
+    write_function,
+    write_string,
+)
+
+if TYPE_CHECKING:
+    from .executable import Constant
+
+VMX_MAGIC = b"\x89VMX\r\n\x1a\n"  # not text, and broken by whoever translates line ends
+VERSION = (1, 0)
+FLAG_CRITICAL = 1
+MAX_SECTIONS = 1024
+MAX_META_BYTES = 16 << 20
+_ALIGN = 64
+_HEADER, _ENTRY = struct.Struct("<8sHHIQI"), struct.Struct("<IIQQII")
+_HEADER_BYTES = _HEADER.size + 4
+_FUNCTIONS, _CODE, _CONSTANTS, _WEIGHTS, _SCOPES, _DEBUG, _META = range(1, 8)
+_SECTION_NAMES = {
+    _FUNCTIONS: "functions",
+    _CODE: "code",
+    _CONSTANTS: "constants",
+    _WEIGHTS: "weights",
+    _SCOPES: "scopes",
+    _DEBUG: "debug",
+    _META: "meta",
+}
+_CRITICAL = frozenset({_FUNCTIONS, _CODE, _CONSTANTS, _WEIGHTS})
+_INT, _FLOAT, _DTYPE, _STRING, _SHAPE, _TENSOR = 1, 3, 5, 65, 69, 70
+
+
+def _align(n: int) -> int:
+    return -(-n // _ALIGN) * _ALIGN
+
+
+# ---- writing
+
+
+def _write_constants(constants: list[Constant]) -> tuple[bytes, list[np.ndarray]]:
+    """The CONSTANTS section and the tensors of WEIGHTS in order."""
+    out = [struct.pack("<Q", len(constants))]
+    weights: list[np.ndarray] = []
+    at = 0
+    for value in constants:
+        if isinstance(value, np.ndarray):
+            t = tensor_dtype(value)
+            out.append(struct.pack("<iBBHi", _TENSOR, t.code, t.bits, t.lanes, value.ndim))
+            out.append(struct.pack(f"<{value.ndim}qQQ", *value.shape, at, value.nbytes))
+            weights.append(value)
+            at = _align(at + value.nbytes)
+        elif isinstance(value, Shape):
+            out.append(struct.pack(f"<iQ{len(value)}q", _SHAPE, len(value), *value))
+        elif isinstance(value, str):
+            out.append(struct.pack("<i", _STRING) + write_string(value))
+        elif isinstance(value, DataType):
+            out.append(struct.pack("<iBBH", _DTYPE, value.code, value.bits, value.lanes))
+        elif isinstance(value, float):
+            out.append(struct.pack("<id", _FLOAT, value))
+        else:
+            out.append(struct.pack("<iq", _INT, value))
+    return b"".join(out), weights
+
+
+def _write_code(executable: VMExecutable) -> bytes:
+    arrays = [np.ascontiguousarray(a, dtype="<i8") for a in (executable.instr_offset, executable.instr_data)]
+    return struct.pack("<QQ", *map(len, arrays)) + b"".join(a.tobytes() for a in arrays)
+
+
+def _write_debug(debug: DebugInfo) -> bytes:
+    strings = struct.pack("<Q", len(debug.strings)) + b"".join(map(write_string, debug.strings))
+    return strings + struct.pack("<Q", len(debug.index)) + debug.index.astype("<i4", copy=False).tobytes()
+
+
+def _write_meta(executable: VMExecutable) -> bytes:
+    meta = {
+        "signatures": {name: signature.to_json() for name, signature in executable.signatures.items()},
+        "metadata": executable.metadata,
+    }
+    try:
+        raw = json.dumps(meta, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except (UnicodeEncodeError, TypeError, ValueError) as error:
+        raise FormatError(f"meta section: signatures and metadata do not convert to JSON: {error}") from error
+    if len(raw) > MAX_META_BYTES:
+        raise FormatError(f"meta section: {len(raw)} bytes; the limit is {MAX_META_BYTES}")
+    return raw
+
+
+def _write_sections(executable: VMExecutable, file: BinaryIO) -> None:
+    constants, weights = _write_constants(executable.constants)
+    functions = struct.pack("<Q", len(executable.functions)) + b"".join(map(write_function, executable.functions))
+    sections: list[tuple[int, bytes]] = [
+        (_FUNCTIONS, functions),
+        (_CODE, _write_code(executable)),
+        (_CONSTANTS, constants),
+    ]
+    if executable.memory_scopes:
+        scopes = [struct.pack("<q", i) + write_string(scope) for i, scope in executable.memory_scopes.items()]
+        sections.append((_SCOPES, struct.pack("<Q", len(scopes)) + b"".join(scopes)))
+    if len(executable.debug):
+        sections.append((_DEBUG, _write_debug(executable.debug)))
+    if executable.signatures or executable.metadata:
+        sections.append((_META, _write_meta(executable)))
+
+    n_sections = len(sections) + bool(weights)
+    at = _align(_HEADER_BYTES + n_sections * _ENTRY.size)
+    table = []
+    file.write(bytes(at))
+    for kind, data in sections:
+        flags = FLAG_CRITICAL if kind in _CRITICAL else 0
+        table.append(_ENTRY.pack(kind, flags, at, len(data), zlib.crc32(data), 0))
+        end = at + len(data)
+        at = _align(end)
+        file.write(data)
+        file.write(bytes(at - end))
+    end = at
+    if weights:
+        crc = size = 0
+        for i, tensor in enumerate(weights):
+            raw = memoryview(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+            padding = bytes(_align(len(raw)) - len(raw)) if i + 1 < len(weights) else b""
+            crc = zlib.crc32(padding, zlib.crc32(raw, crc))
+            size += len(raw) + len(padding)
+            file.write(raw)
+            file.write(padding)
+        table.append(_ENTRY.pack(_WEIGHTS, FLAG_CRITICAL, at, size, crc, 0))
+        end = at + size
+    head = _HEADER.pack(VMX_MAGIC, *VERSION, n_sections, end, zlib.crc32(b"".join(table)))
+    file.seek(0)
+    file.write(head + struct.pack("<I", zlib.crc32(head)) + b"".join(table))
+
+
+def write_vmx(executable: VMExecutable) -> bytes:
+    """The `.vmx` file as bytes."""
+    file = io.BytesIO()
+    _write_sections(executable, file)
+    return file.getvalue()
+
+
+def save_vmx(executable: VMExecutable, path: str | os.PathLike[str]) -> None:
+    """Writes a `.vmx` file: beside `path` first, then in one step over it.
+
+    Raises
+    ------
+    FormatError
+        If the executable holds what the format cannot.
+    OSError
+        If the folder cannot be written to or the disk is full; `path` is then untouched.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            _write_sections(executable, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+# ---- reading
+
+
+class _Section:
+    def __init__(self, kind: int, offset: int, size: int, crc: int) -> None:
+        self.kind, self.offset, self.size, self.crc = kind, offset, size, crc
+
+    @property
+    def name(self) -> str:
+        return f"vmx {_SECTION_NAMES[self.kind]} section"
+
+
+def _read_table(read: Callable[[int, int], bytes], file_size: int) -> dict[int, _Section]:
+    """The sections of known kind, each inside the file, none overlapping."""
+    raw = read(0, _HEADER_BYTES)
+    if len(raw) < _HEADER_BYTES:
+        raise FormatError(f"vmx header: {_HEADER_BYTES} bytes are needed, the file has {len(raw)}")
+    magic, major, minor, n_sections, size, table_crc = _HEADER.unpack_from(raw)
+    (header_crc,) = struct.unpack_from("<I", raw, _HEADER.size)
+    if magic != VMX_MAGIC:
+        raise FormatError(f"vmx header: magic {magic!r}, expected {VMX_MAGIC!r}")
+    if zlib.crc32(raw[: _HEADER.size]) != header_crc:
+        raise FormatError(f"vmx header: checksum {zlib.crc32(raw[: _HEADER.size]):#010x}, stored {header_crc:#010x}")
+    if major != VERSION[0]:
+        raise VersionError(f"vmx header: format version {major}.{minor}, this reader knows {VERSION[0]}.x")
+    if size != file_size:
+        raise FormatError(f"vmx header: the file should have {size} bytes, it has {file_size}")
+    if n_sections > MAX_SECTIONS:
+        raise FormatError(f"vmx header: {n_sections} sections; the limit is {MAX_SECTIONS}")
+    table = read(_HEADER_BYTES, n_sections * _ENTRY.size)
+    if len(table) != n_sections * _ENTRY.size:
+        raise FormatError(f"vmx section table: {n_sections * _ENTRY.size} bytes are needed, {len(table)} are left")
+    if zlib.crc32(table) != table_crc:
+        raise FormatError(f"vmx section table: checksum {zlib.crc32(table):#010x}, stored {table_crc:#010x}")
+    sections: dict[int, _Section] = {}
+    end = _HEADER_BYTES + len(table)
+    for kind, flags, offset, length, crc, _ in _ENTRY.iter_unpack(table):
+        if offset % _ALIGN or offset < end or offset > file_size or length > file_size - offset:
+            raise FormatError(
+                f"vmx section table: section of kind {kind} at {offset} with {length} bytes is unaligned, overlaps "
+                f"what ends at {end}, or exceeds the file of {file_size} bytes"
+            )
+        end = offset + length
+        if kind not in _SECTION_NAMES:
+            if flags & FLAG_CRITICAL:
+                raise VersionError(
+                    f"vmx section table: the file needs a section of kind {kind}, which this reader "
+                    f"(version {VERSION[0]}.{VERSION[1]}; file {major}.{minor}) does not know"
+                )
+            continue
+        if kind in sections:
+            raise FormatError(f"vmx section table: two {_SECTION_NAMES[kind]} sections")
+        sections[kind] = _Section(kind, offset, length, crc)
+    return sections
+
+
+def _read_code(reader: ByteReader) -> tuple[np.ndarray, np.ndarray]:
+    n_instr, n_words = reader.unpack("QQ")
+    if n_instr > reader.left // 8 or n_words > reader.left // 8 - n_instr:
+        raise reader.fail(f"{n_instr} instructions and {n_words} words are said to follow, {reader.left} bytes do")
+    return reader.words(n_instr), reader.words(n_words)
+
+
+def _read_constant(reader: ByteReader, weights: np.ndarray) -> Constant:
+    (type_index,) = reader.unpack("i")
+    if type_index == _TENSOR:
+        code, bits, lanes, ndim = reader.unpack("BBHi")
+        if not 0 <= ndim <= MAX_NDIM:
+            raise reader.fail(f"a tensor of {ndim} dims; the limit is {MAX_NDIM}")
+        shape = reader.unpack(f"{ndim}q")
+        offset, nbytes = reader.unpack("QQ")
+        element_type, dtype = checked_tensor(reader, (code, bits, lanes), shape, nbytes)
+        if offset % _ALIGN or offset > len(weights) or nbytes > len(weights) - offset:
+            raise reader.fail(
+                f"a tensor at {offset} with {nbytes} bytes is unaligned or exceeds the {len(weights)} bytes of weights"
+            )
+        try:
+            return make_tensor(weights[offset : offset + nbytes], element_type, dtype, shape)
+        except ValueError:
+            raise reader.fail(f"a tensor of shape {shape} is too large to address") from None
+    if type_index == _SHAPE:
+        return Shape(reader.unpack(f"{reader.count(8)}q"))
+    if type_index == _STRING:
+        return reader.string()
+    if type_index == _INT:
+        return reader.unpack("q")[0]
+    if type_index == _FLOAT:
+        return reader.unpack("d")[0]
+    if type_index == _DTYPE:
+        return DataType.from_triple(*reader.unpack("BBH"))
+    raise reader.fail(f"constant of type index {type_index}; known are 1, 3, 5, 65, 69 and 70")
+
+
+def _read_debug(reader: ByteReader, n_instr: int) -> DebugInfo:
+    strings = [reader.string() for _ in range(reader.count(8))]
+    n = reader.count(4)
+    if n not in (0, n_instr):
+        raise reader.fail(f"{n} entries for {n_instr} instructions")
+    index = np.frombuffer(bytes(reader.take(4 * n)), dtype="<i4").astype(np.int32, copy=False)
+    if n and not (-1 <= int(index.min()) and int(index.max()) < len(strings)):
+        raise reader.fail(f"a source index {int(index.min())}..{int(index.max())} is not in -1..{len(strings) - 1}")
+    return DebugInfo.from_table(strings, index)
+
+
+def _read_meta(raw: bytes) -> tuple[dict[str, Signature], dict[str, str]]:
+    if len(raw) > MAX_META_BYTES:
+        raise FormatError(f"vmx meta section: {len(raw)} bytes; the limit is {MAX_META_BYTES}")
+    try:
+        meta: Any = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"vmx meta section: not JSON: {error}") from None
+    if not isinstance(meta, dict):
+        raise FormatError("vmx meta section: not a JSON object")
+    signatures, metadata = meta.get("signatures", {}), meta.get("metadata", {})
+    if not isinstance(signatures, dict) or not isinstance(metadata, dict):
+        raise FormatError("vmx meta section: signatures and metadata are not objects")
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError("vmx meta section: a metadata value is not a string")
+    return {name: Signature.from_json(data) for name, data in signatures.items()}, metadata
+
+
+def _read_sections(read: Callable[[int, int], bytes], weights_of: Callable[[int, int], np.ndarray], size: int) -> VMExecutable:
+    sections = _read_table(read, size)
+
+    def content(kind: int) -> bytes | None:
+        section = sections.get(kind)
+        if section is None:
+            if kind in (_FUNCTIONS, _CODE, _CONSTANTS):
+                raise FormatError(f"vmx section table: the {_SECTION_NAMES[kind]} section is missing")
+            return None
+        data = read(section.offset, section.size)
+        if len(data) != section.size:
+            raise FormatError(f"{section.name}: {section.size} bytes are needed, {len(data)} could be read")
+        if zlib.crc32(data) != section.crc:
+            raise FormatError(f"{section.name}: checksum {zlib.crc32(data):#010x}, stored {section.crc:#010x}")
+        return data
+
+    def reader(kind: int) -> ByteReader | None:
+        data = content(kind)
+        return None if data is None else ByteReader(memoryview(data), f"vmx {_SECTION_NAMES[kind]} section")
+
+    def finish(r: ByteReader) -> None:
+        if r.left:
+            raise r.fail(f"{r.left} bytes are left over")
+
+    weights_section = sections.get(_WEIGHTS)
+    weights = np.zeros(0, dtype=np.uint8)
+    if weights_section is not None and weights_section.size:
+        weights = weights_of(weights_section.offset, weights_section.size)
+
+    r = reader(_FUNCTIONS)
+    assert r is not None
+    functions: list[FunctionInfo] = [r.function() for _ in range(r.count(52))]
+    finish(r)
+    r = reader(_CODE)
+    assert r is not None
+    instr_offset, instr_data = _read_code(r)
+    finish(r)
+    r = reader(_CONSTANTS)
+    assert r is not None
+    constants = [_read_constant(r, weights) for _ in range(r.count(8))]
+    finish(r)
+    scopes: dict[int, str] = {}
+    if (r := reader(_SCOPES)) is not None:
+        for _ in range(r.count(16)):
+            (index,) = r.unpack("q")
+            scopes[index] = r.string()
+        finish(r)
+    debug = DebugInfo()
+    if (r := reader(_DEBUG)) is not None:
+        debug = _read_debug(r, len(instr_offset))
+        finish(r)
+    meta = content(_META)
+    signatures, metadata = ({}, {}) if meta is None else _read_meta(meta)
+    executable = VMExecutable(
+        functions, constants, instr_offset, instr_data, scopes, debug, signatures, metadata
+    )
+
+    def check_weights() -> None:
+        if weights_section is not None and zlib.crc32(memoryview(weights)) != weights_section.crc:
+            raise FormatError(
+                f"vmx weights section: checksum {zlib.crc32(memoryview(weights)):#010x}, "
+                f"stored {weights_section.crc:#010x}"
+            )
+
+    executable._check_weights = check_weights
+    return executable
+
+
+def read_vmx(source: bytes | bytearray | memoryview) -> VMExecutable:
+    """Reads `.vmx` bytes; tensors are views of them where they are aligned for their type.
+
+    Raises
+    ------
+    FormatError, VersionError
+        If the bytes are not a whole, intact file of a known version.
+    """
+    data = memoryview(source).cast("B")
+    if not data.readonly:
+        data = memoryview(bytes(data))
+
+    def weights_of(offset: int, size: int) -> np.ndarray:
+        weights = np.frombuffer(data, dtype=np.uint8, count=size, offset=offset)
+        if weights.ctypes.data % 16:
+            weights = weights.copy()
+        return weights
+
+    return _read_sections(lambda offset, size: bytes(data[offset : offset + size]), weights_of, len(data))
+
+
+def load_vmx(path: str | os.PathLike[str]) -> VMExecutable:
+    """Reads a `.vmx` file; tensors are views of a read-only mapping of the file.
+
+    Raises
+    ------
+    FormatError, VersionError
+        If the file is not whole, intact and of a known version.
+    OSError
+        If it cannot be read.
+    """
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            return read_vmx(file.read())
+        descriptor = file.fileno()
+
+        def weights_of(offset: int, size: int) -> np.ndarray:
+            mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)  # lives as long as the arrays on it
+            if offset + size > len(mapping):
+                raise FormatError(f"vmx weights section: ends at {offset + size}, the file has {len(mapping)} bytes")
+            return np.frombuffer(mapping, dtype=np.uint8, count=size, offset=offset)
+
+        return _read_sections(lambda offset, size: os.pread(descriptor, size, offset), weights_of, status.st_size)

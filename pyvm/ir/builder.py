@@ -100,7 +100,7 @@ class BlockBuilder:
         self._params = tuple(params)
         self._names = {}
         for param in self._params:
-            self._unique_name(param.name)
+            self.unique_name(param.name)
         self._result = None
         self._scopes.append(_Scope())
         try:
@@ -158,6 +158,11 @@ class BlockBuilder:
         finally:
             self._source = previous
 
+    @property
+    def current_source(self) -> str | None:
+        """The source operator that `source` set."""
+        return self._source
+
     def open_scope(self) -> None:
         """Starts collecting bindings into a new sequence, until `close_scope`. For branches and for passes."""
         self._scopes.append(_Scope())
@@ -203,6 +208,11 @@ class BlockBuilder:
     def emit_binding(self, binding: Binding) -> None:
         """Appends a finished binding as it is. For passes: its value must be in normal form with struct info."""
         self._scope().bindings.append(binding)
+
+    def reserve_names(self, names: Iterable[str]) -> None:
+        """New variables get none of these names."""
+        for name in names:
+            self._names.setdefault(name, 0)
 
     def emit_func_output(self, expr: Any) -> None:
         """Sets the value of the function."""
@@ -264,10 +274,11 @@ class BlockBuilder:
         return var
 
     def _new_var(self, name_hint: str, struct_info: StructInfo | None, dataflow: bool) -> Var:
-        name = self._unique_name(name_hint or ("lv" if dataflow else "gv"))
+        name = self.unique_name(name_hint or ("lv" if dataflow else "gv"))
         return (DataflowVar if dataflow else Var)(name, struct_info or ObjectStructInfo())
 
-    def _unique_name(self, hint: str) -> str:
+    def unique_name(self, hint: str) -> str:
+        """`hint`, or with a number after it if the function has such a name already. The name is taken from now on."""
         count = self._names.get(hint)
         if count is None:
             self._names[hint] = 0

@@ -1,0 +1,273 @@
+"""VMCodeGen: emits the instructions of a lowered module through ExecBuilder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pyvm.exec_builder import ExecBuilder, Operand
+from pyvm.executable import ObjectSpec, ScalarSpec, ShapeSpec, Signature, Spec, TensorSpec, TupleSpec, VMExecutable
+from pyvm.ir import (
+    Binding,
+    Call,
+    Constant,
+    DataTypeImm,
+    Expr,
+    ExternFunc,
+    Function,
+    GlobalVar,
+    If,
+    IRModule,
+    MatchCast,
+    NoneImm,
+    Prim,
+    PrimExpr,
+    PrimStructInfo,
+    PrimValue,
+    SeqExpr,
+    ShapeExpr,
+    ShapeStructInfo,
+    StringImm,
+    StructInfo,
+    TensorStructInfo,
+    Tuple,
+    TupleGetItem,
+    TupleStructInfo,
+    Var,
+)
+from pyvm.transform.liveness import Liveness, find_deaths
+from pyvm.transform.lowered import KILL, NEEDS_VM, extern_name
+from vmcore.errors import LoweringError
+from vmcore.types import DataType, Shape
+
+from .registers import RegisterFile
+
+
+def generate(module: IRModule, signatures: dict[str, Signature] | None = None) -> VMExecutable:
+    """The executable of a lowered module.
+
+    Parameters
+    ----------
+    module : IRModule
+        What the pipeline of `pyvm.transform` leaves: calls of external functions, of functions of the module and of
+        closures; no symbols, no `MatchCast`.
+    signatures : dict, optional
+        Signatures by function name; `signature_of` makes them from a module that was not lowered yet.
+
+    Raises
+    ------
+    LoweringError
+        If something that a pass should have lowered is left.
+    """
+    builder = ExecBuilder()
+    constants = _ConstantPool(builder)
+    for name, function in module.functions.items():
+        param_names = [param.name for param in function.params]
+        with builder.function(name, num_inputs=len(param_names), param_names=param_names):
+            _FunctionCodeGen(builder, constants, name, function).emit()
+    for name, signature in (signatures or {}).items():
+        builder.set_signature(name, signature)
+    for name, function in module.functions.items():
+        if "arena_bytes" in function.attrs:
+            builder.set_metadata(f"arena_bytes:{name}", str(function.attrs["arena_bytes"]))
+    return builder.get()
+
+
+class _ConstantPool:
+    """Constants by value; the bytes of a large array are looked at once, however often it is an operand."""
+
+    def __init__(self, builder: ExecBuilder) -> None:
+        self._builder = builder
+        self._arrays: dict[int, tuple[np.ndarray, Operand]] = {}
+
+    def add(self, value: Any) -> Operand:
+        if not isinstance(value, np.ndarray):
+            return self._builder.convert_constant(value)
+        known = self._arrays.get(id(value))
+        if known is None:
+            # The array is kept so that its id stays its own.
+            known = self._arrays[id(value)] = value, self._builder.convert_constant(value)
+        return known[1]
+
+
+class _FunctionCodeGen:
+    def __init__(self, builder: ExecBuilder, constants: _ConstantPool, name: str, function: Function) -> None:
+        self._builder = builder
+        self._constants = constants
+        self._name = name
+        self._function = function
+        self._liveness: Liveness = find_deaths(function)
+        self._registers = RegisterFile(len(function.params))
+
+    def emit(self) -> None:
+        for index, param in enumerate(self._function.params):
+            self._registers.bind(param, index)
+        body = self._function.body
+        self._sequence(body)
+        result = body.body
+        if isinstance(result, NoneImm):
+            self._builder.emit_ret(None)
+        elif isinstance(result, Var):
+            self._builder.emit_ret(self._register(result))
+        else:
+            register = self._builder.r(self._registers.take())
+            self._builder.emit_call("vm.builtin.copy", [self._operand(result)], dst=register)
+            self._builder.emit_ret(register)
+
+    def _sequence(self, seq: SeqExpr) -> None:
+        for var in self._liveness.at_entry.get(seq, ()):
+            self._registers.release(var)
+        for binding in seq.bindings():
+            self._binding(binding)
+
+    def _binding(self, binding: Binding) -> None:
+        value = binding.value
+        if isinstance(binding, MatchCast):
+            raise LoweringError(f"@{self._name}: a match_cast is left; the pass lower_shapes comes before codegen")
+        if isinstance(value, If):
+            self._if(binding, value)
+            return
+        if extern_name(value) == KILL:
+            # Emitted before its register is given away: the variable dies at this very binding.
+            victim = value.args[0]  # type: ignore[attr-defined]
+            self._builder.emit_call("vm.builtin.null_value", [], dst=self._register(victim), source=binding.source)
+            self._release_dead(binding)
+            return
+        name, args = self._call_of(value)
+        # Operands are read before the result is written, so the result may take the register of one that dies here.
+        self._release_dead(binding)
+        unused = binding.var in self._liveness.after[binding]
+        if unused and isinstance(value, Call) and isinstance(value.op, ExternFunc):
+            dst = None
+        else:
+            dst = self._builder.r(self._destination(binding.var))
+            if unused:
+                self._registers.release(binding.var)
+        self._builder.emit_call(name, args, dst=dst, source=binding.source)
+
+    def _release_dead(self, binding: Binding) -> None:
+        for var in self._liveness.after[binding]:
+            if var is not binding.var:
+                self._registers.release(var)
+
+    def _destination(self, var: Var) -> int:
+        try:
+            return self._registers[var]  # the value of a branch has the register of the If already
+        except KeyError:
+            return self._registers.allocate(var)
+
+    def _if(self, binding: Binding, value: If) -> None:
+        builder, registers = self._builder, self._registers
+        cond = registers.take()
+        builder.emit_call(
+            "vm.builtin.read_if_cond", [self._operand(value.cond)], dst=builder.r(cond), source=binding.source
+        )
+        otherwise, end = builder.label(), builder.label()
+        builder.emit_if(builder.r(cond), otherwise, source=binding.source)
+        registers.give_back(cond)
+        result = self._destination(binding.var)
+        state = registers.save()
+        self._branch(value.true_branch, result, binding.source)
+        builder.emit_goto(end, source=binding.source)
+        builder.place(otherwise)
+        registers.restore(state)
+        self._branch(value.false_branch, result, binding.source)
+        builder.place(end)
+        if binding.var in self._liveness.after[binding]:
+            registers.release(binding.var)
+
+    def _branch(self, branch: SeqExpr, result: int, source: str | None) -> None:
+        """Emits a branch whose value ends up in the register `result`."""
+        body = branch.body
+        defined_here = isinstance(body, Var) and any(b.var is body for b in branch.bindings())
+        if defined_here:
+            assert isinstance(body, Var)
+            self._registers.bind(body, result)
+        self._sequence(branch)
+        if not defined_here:
+            self._builder.emit_call(
+                "vm.builtin.copy", [self._operand(body)], dst=self._builder.r(result), source=source
+            )
+            if branch in self._liveness.at_end:
+                self._registers.release(self._liveness.at_end[branch])
+
+    def _call_of(self, value: Expr) -> tuple[str, list[Operand]]:
+        """Callee and operands of the instruction that computes a bound value."""
+        if isinstance(value, Call):
+            args = [self._operand(arg) for arg in value.args]
+            op = value.op
+            if isinstance(op, (ExternFunc, GlobalVar)):
+                if op.name in NEEDS_VM:
+                    args.insert(0, self._builder.vm_state())
+                return op.name, args
+            if isinstance(op, Var):
+                return "vm.builtin.invoke_closure", [self._builder.vm_state(), self._register(op), *args]
+            raise LoweringError(f"@{self._name}: operator {op.name} is left; the pass legalize comes before codegen")
+        if isinstance(value, Tuple):
+            return "vm.builtin.make_tuple", [self._operand(field) for field in value.fields]
+        if isinstance(value, TupleGetItem):
+            return "vm.builtin.tuple_getitem", [self._operand(value.tuple), self._builder.imm(value.index)]
+        return "vm.builtin.copy", [self._operand(value)]
+
+    def _register(self, var: Var) -> Operand:
+        return self._builder.r(self._registers[var])
+
+    def _operand(self, leaf: Expr) -> Operand:
+        builder = self._builder
+        if isinstance(leaf, Var):
+            return self._register(leaf)
+        if isinstance(leaf, Constant):
+            return self._constants.add(leaf.data)
+        if isinstance(leaf, NoneImm):
+            return builder.void_arg()
+        if isinstance(leaf, PrimValue) and not isinstance(leaf.value, PrimExpr):
+            if isinstance(leaf.value, (bool, np.bool_)):
+                return builder.imm(int(leaf.value))
+            if isinstance(leaf.value, (float, np.floating)):
+                return builder.convert_constant(float(leaf.value))
+            return self._integer(int(leaf.value))
+        if isinstance(leaf, ShapeExpr) and not any(isinstance(dim, PrimExpr) for dim in leaf.values):
+            return builder.convert_constant(Shape(leaf.values))
+        if isinstance(leaf, StringImm):
+            return builder.convert_constant(leaf.value)
+        if isinstance(leaf, DataTypeImm):
+            return builder.convert_constant(DataType(leaf.value))
+        if isinstance(leaf, (GlobalVar, ExternFunc)):
+            return builder.f(leaf.name)
+        raise LoweringError(f"@{self._name}: {leaf} cannot be an operand of an instruction")
+
+    def _integer(self, value: int) -> Operand:
+        try:
+            return self._builder.imm(value)
+        except ValueError:  # wider than an immediate
+            return self._builder.convert_constant(value)
+
+
+# --- signatures
+
+
+def signature_of(function: Function) -> Signature:
+    """What a function takes and returns, from its struct info and its attribute "output_names"."""
+    params = [_spec(param.name, param.struct_info) for param in function.params]
+    names = list(function.attrs.get("output_names", ()))
+    ret = function.ret_struct_info
+    fields = ret.fields if isinstance(ret, TupleStructInfo) else (ret,)
+    names += [f"output{i}" for i in range(len(names), len(fields))]
+    return Signature(params, [_spec(name, field) for name, field in zip(names, fields, strict=False)])
+
+
+def _spec(name: str, info: StructInfo | None) -> Spec:
+    if isinstance(info, TensorStructInfo):
+        return TensorSpec(name, _dims(info.shape), info.dtype)
+    if isinstance(info, ShapeStructInfo):
+        return ShapeSpec(name, _dims(info.values))
+    if isinstance(info, PrimStructInfo):
+        return ScalarSpec(name, info.dtype)
+    if isinstance(info, TupleStructInfo):
+        return TupleSpec(name, tuple(_spec(f"{name}[{i}]", field) for i, field in enumerate(info.fields)))
+    return ObjectSpec(name)
+
+
+def _dims(dims: tuple[Prim, ...] | None) -> tuple[int | str, ...] | None:
+    return None if dims is None else tuple(dim if isinstance(dim, int) else str(dim) for dim in dims)

@@ -1,0 +1,86 @@
+"""`pyvm.compile`: from a model or an IRModule to an executable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyvm.codegen import generate, signature_of
+from pyvm.ir import IRModule, check_well_formed
+from pyvm.transform import DEFAULT_PIPELINE, Pass, run_passes
+from vmcore.errors import CompileError
+
+if TYPE_CHECKING:
+    from pyvm.executable import VMExecutable
+
+_EXEC_MODES = ("bytecode",)
+
+
+def compile(
+    model: IRModule | str | os.PathLike[str] | Any,
+    exec_mode: str = "bytecode",
+    shape_dict: Mapping[str, Sequence[int | str]] | None = None,
+    dump: str | os.PathLike[str] | None = None,
+    passes: Iterable[Pass] | None = None,
+    check: bool = False,
+) -> VMExecutable:
+    """Compiles a model.
+
+    Parameters
+    ----------
+    model : IRModule, path of an ONNX file, or loaded ONNX model
+        Not modified.
+    exec_mode : str
+        "bytecode".
+    shape_dict : mapping, optional
+        Shapes of inputs of an ONNX model by name, instead of those that the file declares; strings are symbols.
+    dump : path, optional
+        A folder that receives the module as text: the input and the result of each pass.
+    passes : iterable of callables, optional
+        The passes to run instead of `pyvm.transform.DEFAULT_PIPELINE`.
+    check : bool
+        Check well-formedness after each pass, not only of the input.
+
+    Returns
+    -------
+    VMExecutable
+        With signatures, and for each instruction the operator it comes from.
+
+    Raises
+    ------
+    CompileError
+        If the model cannot be read (FrontendError), is not well-formed (WellFormedError) or cannot be lowered
+        (LoweringError).
+    """
+    if exec_mode not in _EXEC_MODES:
+        raise CompileError(f"exec_mode {exec_mode!r}: only 'bytecode' is built in this version")
+    module = _as_module(model, shape_dict)
+    check_well_formed(module)
+    signatures = {name: signature_of(function) for name, function in module.functions.items()}
+    write = None
+    if dump is not None:
+        folder = Path(dump)
+        folder.mkdir(parents=True, exist_ok=True)
+        write = _dump_into(folder)
+        write(-1, "input", module)
+    lowered = run_passes(module, DEFAULT_PIPELINE if passes is None else passes, write, check)
+    return generate(lowered, signatures)
+
+
+def _as_module(model: Any, shape_dict: Mapping[str, Sequence[int | str]] | None) -> IRModule:
+    if isinstance(model, IRModule):
+        if shape_dict:
+            raise CompileError("shape_dict applies to ONNX models; an IRModule states its shapes itself")
+        return model
+    from pyvm.frontend.onnx import from_onnx
+
+    return from_onnx(model, shape_dict=shape_dict)
+
+
+def _dump_into(folder: Path) -> Callable[[int, str, IRModule], None]:
+    def write(number: int, name: str, module: IRModule) -> None:
+        (folder / f"{number + 1:02d}_{name}.txt").write_text(module.script(), encoding="utf-8")
+
+    return write

@@ -1,0 +1,31 @@
+"""Passes: one function per file, IRModule in, IRModule out. `pipeline` names their order."""
+
+from .decompose import decompose
+from .eliminate_common_subexpressions import eliminate_common_subexpressions
+from .eliminate_dead_code import eliminate_dead_code
+from .fold_batch_norm import fold_batch_norm
+from .fold_constants import fold_constants
+from .fuse_activation import fuse_activation
+from .kill_after_last_use import kill_after_last_use
+from .legalize import legalize
+from .lower_shapes import lower_shapes
+from .pipeline import DEFAULT_PIPELINE, LOWER, OPTIMIZE, Pass, run_passes
+from .plan_memory import plan_memory
+
+__all__ = [
+    "DEFAULT_PIPELINE",
+    "LOWER",
+    "OPTIMIZE",
+    "Pass",
+    "decompose",
+    "eliminate_common_subexpressions",
+    "eliminate_dead_code",
+    "fold_batch_norm",
+    "fold_constants",
+    "fuse_activation",
+    "kill_after_last_use",
+    "legalize",
+    "lower_shapes",
+    "plan_memory",
+    "run_passes",
+]

@@ -1,0 +1,96 @@
+"""Kills: dead values are released when they die, not when their function returns."""
+
+from __future__ import annotations
+
+from pyvm.ir import (
+    Binding,
+    BindingBlock,
+    Expr,
+    Function,
+    If,
+    IRModule,
+    PrimStructInfo,
+    SeqExpr,
+    ShapeStructInfo,
+    Var,
+    VarBinding,
+)
+
+from .liveness import Liveness, find_deaths
+from .lowered import ALLOC_STORAGE, ALLOC_TENSOR_AT, ARENA, KILL, RESHAPE, extern_call, extern_name
+from .rewriter import all_bindings
+
+
+def kill_after_last_use(module: IRModule) -> IRModule:
+    """On every path, a variable that alone keeps memory alive is killed after its last use.
+
+    Not killed: parameters (the caller has them), views of the arena (their memory is the arena's), shapes and scalars.
+    A branch that does not read a variable, whose other branch reads it last, kills it at its start.
+    """
+    functions = {name: _kill_in(function) for name, function in module.functions.items()}
+    return IRModule(functions, module.attrs)
+
+
+def _kill_in(function: Function) -> Function:
+    owners = _owners(function)
+    return function.with_body(_sequence(function.body, find_deaths(function), owners))
+
+
+def _owners(function: Function) -> set[Var]:
+    """Variables whose value owns memory that is worth giving back early."""
+    owners: set[Var] = set()
+    for binding in all_bindings(function.body):
+        value = binding.value
+        name = extern_name(value)
+        if isinstance(binding.var.struct_info, (ShapeStructInfo, PrimStructInfo)):
+            continue
+        if name == ALLOC_STORAGE:
+            if not value.attrs.get(ARENA):  # type: ignore[attr-defined]
+                owners.add(binding.var)
+        elif name in (ALLOC_TENSOR_AT, RESHAPE):
+            base = value.args[0]  # type: ignore[attr-defined]
+            if base in owners:
+                owners.add(binding.var)
+        elif name != "vm.builtin.alloc_shape_heap":
+            owners.add(binding.var)
+    return owners
+
+
+def _sequence(seq: SeqExpr, liveness: Liveness, owners: set[Var]) -> SeqExpr:
+    entry = [_kill(var) for var in liveness.at_entry.get(seq, ()) if var in owners]
+    blocks = []
+    for block in seq.blocks:
+        bindings: list[Binding] = entry
+        entry = []
+        for binding in block.bindings:
+            value: Expr = binding.value
+            dead = liveness.after[binding]
+            if isinstance(value, If):
+                value = If(
+                    value.cond,
+                    _sequence(value.true_branch, liveness, owners),
+                    _sequence(value.false_branch, liveness, owners),
+                    value.struct_info,
+                )
+                binding = VarBinding(binding.var, value, binding.source)
+            bindings.append(binding)
+            for var in dead:
+                # What a call returns and nobody reads never reaches a register, except from a function of the module.
+                if var in owners and (var is not binding.var or extern_name(value) is None):
+                    bindings.append(_kill(var))
+        blocks.append(type(block)(bindings))
+    body = seq.body
+    handed_on = liveness.at_end.get(seq)
+    if handed_on in owners:
+        # The value of the branch gets a name of its own, so that the one it had can let go of it.
+        assert isinstance(handed_on, Var)
+        body = Var(handed_on.name, handed_on.struct_info)
+        entry += [VarBinding(body, handed_on), _kill(handed_on)]
+    if entry:
+        blocks.append(BindingBlock(entry))
+    return SeqExpr(blocks, body)
+
+
+def _kill(var: Var) -> Binding:
+    call = extern_call(KILL, (var,))
+    return VarBinding(Var("_", call.struct_info), call)

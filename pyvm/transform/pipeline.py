@@ -1,0 +1,78 @@
+"""The order of the passes, and why it is this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from pyvm.ir import IRModule, check_well_formed
+
+from .decompose import decompose
+from .eliminate_common_subexpressions import eliminate_common_subexpressions
+from .eliminate_dead_code import eliminate_dead_code
+from .fold_batch_norm import fold_batch_norm
+from .fold_constants import fold_constants
+from .fuse_activation import fuse_activation
+from .kill_after_last_use import kill_after_last_use
+from .legalize import legalize
+from .lower_shapes import lower_shapes
+from .plan_memory import plan_memory
+
+Pass = Callable[[IRModule], IRModule]
+
+# Operators in, operators out. Each may be left out, and any order is correct.
+OPTIMIZE: tuple[Pass, ...] = (
+    fold_constants,  # first: weights that a model computes (a transposed matrix) become weights
+    eliminate_dead_code,  # uses are counted below: values that nobody reads must not count
+    fold_batch_norm,  # needs constant weights; leaves the convolution as the only use of its input
+    fuse_activation,  # after it, as the normalization stood between convolution and activation
+    decompose,  # before the two below: what operators are made of can be folded and shared, too
+    fold_constants,
+    eliminate_common_subexpressions,
+    eliminate_dead_code,
+)
+
+# Operators in, instructions out. The order is fixed: each pass needs the form that the one before it leaves.
+LOWER: tuple[Pass, ...] = (
+    legalize,  # operators -> calls, each result allocated explicitly
+    eliminate_dead_code,  # tuples whose fields are now read directly
+    plan_memory,  # before symbols go: it compares symbolic sizes
+    lower_shapes,  # after it, so that the sizes of storages are computed as well
+    kill_after_last_use,  # last: no use is added any more
+)
+
+DEFAULT_PIPELINE: tuple[Pass, ...] = (*OPTIMIZE, *LOWER)
+
+
+def run_passes(
+    module: IRModule,
+    passes: Iterable[Pass] = DEFAULT_PIPELINE,
+    after_each: Callable[[int, str, IRModule], None] | None = None,
+    check: bool = False,
+) -> IRModule:
+    """Runs passes in order.
+
+    Parameters
+    ----------
+    module : IRModule
+        Not modified.
+    passes : iterable of callables, IRModule -> IRModule
+    after_each : callable, optional
+        Gets the number of the pass, its name and what it made.
+    check : bool
+        Check well-formedness of the input and after each pass.
+
+    Raises
+    ------
+    WellFormedError
+        With `check`: names the pass that broke a rule.
+    """
+    if check:
+        check_well_formed(module)
+    for number, transform in enumerate(passes):
+        module = transform(module)
+        name = getattr(transform, "__name__", type(transform).__name__)
+        if check:
+            check_well_formed(module, after=name)
+        if after_each is not None:
+            after_each(number, name, module)
+    return module

@@ -1,0 +1,1 @@
+"""Frontends: what reads a model of another framework into an `IRModule`. One package per framework."""

@@ -1,0 +1,425 @@
+"""ONNX graph to IR module: checks the model, walks its nodes in order and lets the converters translate them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.inliner
+
+from pyvm import op
+from pyvm.frontend.onnx import shape_values
+from pyvm.frontend.onnx.model_file import element_type, load_model, sparse_array, tensor_array
+from pyvm.frontend.onnx.node import Node, fold, node_source
+from pyvm.frontend.onnx.registry import Converter, find_converter
+from pyvm.frontend.onnx.shape_values import Content
+from pyvm.ir import (
+    BlockBuilder,
+    Call,
+    Constant,
+    Expr,
+    IRModule,
+    Prim,
+    PrimExpr,
+    ShapeExpr,
+    ShapeStructInfo,
+    SymVar,
+    TensorStructInfo,
+    Tuple,
+    Var,
+)
+from vmcore.errors import CompileError, FrontendError, InternalError, UnsupportedOpError
+
+_STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+def from_onnx(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    shape_dict: Mapping[str, int | Sequence[int | None]] | None = None,
+) -> IRModule:
+    """Import an ONNX model as an `IRModule` with one function, "main".
+
+    Parameters take the names of the model's inputs (initializers are constants, also where the model lists them as
+    inputs); the names of the outputs are in the function's attribute "output_names". Every binding carries the node it
+    came from as its source.
+
+    Parameters
+    ----------
+    model : path, bytes or onnx.ModelProto
+        External data files are looked for beside the path.
+    shape_dict : mapping, optional
+        Dimensions to fix: an input's name with its shape (None leaves a dimension as it is), or the name of a symbolic
+        dimension with its value. Dimensions that stay open become symbols of the module.
+
+    Returns
+    -------
+    IRModule
+
+    Raises
+    ------
+    UnsupportedOpError
+        If there are operators without a converter; the message lists all of them with their nodes.
+    FrontendError
+        If the model is malformed, or uses an operator in a way that cannot be expressed.
+    """
+    proto, folder = load_model(model)
+    opsets = _opsets(proto)
+    proto, opsets = _expand_functions(proto, opsets)
+    plan = [(node, *_resolve(node, opsets)) for node in proto.graph.node]
+    _refuse_unsupported(plan)
+    return GraphImporter(proto, folder, dict(shape_dict or {})).run(plan)
+
+
+def _opsets(model: onnx.ModelProto) -> dict[str, int]:
+    opsets = {"" if entry.domain in _STANDARD_DOMAINS else entry.domain: entry.version for entry in model.opset_import}
+    if not opsets and model.ir_version < 3:
+        return {"": 1}  # models of that age have no opset field
+    if not opsets:
+        raise FrontendError(f"the model (IR version {model.ir_version}) does not say which opset it uses")
+    return opsets
+
+
+def _resolve(node: onnx.NodeProto, opsets: Mapping[str, int]) -> tuple[str, int, Converter | None]:
+    domain = "" if node.domain in _STANDARD_DOMAINS else node.domain
+    # A domain that the model forgot to import has version 1, as other runtimes have it too.
+    opset = opsets.get(domain, 1)
+    return domain, opset, find_converter(domain, node.op_type, opset)
+
+
+def _expand_functions(model: onnx.ModelProto, opsets: dict[str, int]) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """Replaces calls of functions (the model's own, or operators that ONNX defines by a body) that have no converter.
+
+    The bodies of an operator's function may use such operators again, hence the loop.
+    """
+    own = {(function.domain, function.name) for function in model.functions}
+    for _ in range(8):
+        missing = {(node.domain, node.op_type) for node in model.graph.node if _resolve(node, opsets)[2] is None}
+        expandable = [key for key in missing if key in own or _has_body(*key, opsets)]
+        if not expandable:
+            break
+        try:
+            model = onnx.inliner.inline_selected_functions(model, expandable, inline_schema_functions=True)
+        except Exception as error:  # the inliner documents none of what it raises
+            raise FrontendError(f"the functions {expandable} of the model cannot be expanded: {error}") from error
+        opsets = _opsets(model)
+        own = {(function.domain, function.name) for function in model.functions}
+    return model, opsets
+
+
+def _has_body(domain: str, op_type: str, opsets: Mapping[str, int]) -> bool:
+    domain = "" if domain in _STANDARD_DOMAINS else domain
+    try:
+        schema = onnx.defs.get_schema(op_type, opsets.get(domain, 1), domain)
+    except onnx.defs.SchemaError:
+        return False
+    return schema.has_function or schema.has_context_dependent_function
+
+
+def _refuse_unsupported(plan: Sequence[tuple[onnx.NodeProto, str, int, Converter | None]]) -> None:
+    missing: dict[str, list[str]] = {}
+    for node, domain, opset, converter in plan:
+        if converter is None:
+            name = f"{domain}.{node.op_type}" if domain else node.op_type
+            missing.setdefault(f"{name} (opset {opset})", []).append(node.name or f"-> {', '.join(node.output)}")
+    if missing:
+        listed = "; ".join(f"{name}: {', '.join(nodes)}" for name, nodes in sorted(missing.items()))
+        count = sum(map(len, missing.values()))
+        raise UnsupportedOpError(f"{count} nodes use {len(missing)} unsupported operators: {listed}")
+
+
+class GraphImporter:
+    """The state of one import: a builder, and what is known about each named value.
+
+    A value is an expression, or the content of a shape computation (`shape_values`) that becomes an expression only
+    when a converter asks for it as a tensor.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: Path | None, shape_dict: dict[str, object]) -> None:
+        self.builder = BlockBuilder()
+        self.folder = folder
+        self._model = model
+        self._graph = model.graph
+        self._shape_dict = shape_dict
+        self._exprs: dict[str, Expr] = {}
+        self._contents: dict[str, Content] = {}
+        self._dtypes: dict[str, str] = {}
+        self._symbols: dict[str, SymVar] = {}
+        self._n_fresh = 0
+
+    def run(self, plan: Sequence[tuple[onnx.NodeProto, str, int, Converter | None]]) -> IRModule:
+        """The module for `plan`: the nodes with their domain, opset and converter."""
+        for tensor in self._graph.initializer:
+            self._exprs[tensor.name] = Constant(tensor_array(tensor, self.folder))
+        for sparse in self._graph.sparse_initializer:
+            self._exprs[sparse.values.name] = Constant(sparse_array(sparse, self.folder))
+        params = self._params()
+        outputs = [value.name for value in self._graph.output]
+        if not outputs:
+            raise FrontendError(f"graph {self._graph.name!r} has no outputs")
+        attrs = {"input_names": tuple(param.name for param in params), "output_names": tuple(outputs)}
+        checker = _checker_context(self._model)
+        with self.builder.function("main", params=params, attrs=attrs):
+            with self.builder.dataflow():
+                for proto, domain, opset, converter in plan:
+                    assert converter is not None
+                    _check_node(proto, domain, checker)
+                    self._convert(Node(self, proto, domain, opset), proto, converter)
+                results = [self._output(name) for name in outputs]
+            self.builder.emit_func_output(results[0] if len(results) == 1 else Tuple(results))
+        return self.builder.get()
+
+    # --- parameters
+
+    def _params(self) -> list[Var]:
+        inputs = [value for value in self._graph.input if value.name not in self._exprs]
+        unused = dict(self._shape_dict)
+        params = []
+        for value in inputs:
+            if value.name in self._exprs:
+                raise FrontendError(f"graph {self._graph.name!r} has two inputs {value.name!r}")
+            if value.type.WhichOneof("value") != "tensor_type":
+                kind = value.type.WhichOneof("value") or "no type"
+                raise FrontendError(f"input {value.name!r} is not a tensor ({kind.removesuffix('_type')})")
+            unused.pop(value.name, None)
+            tensor = value.type.tensor_type
+            dtype = element_type(tensor.elem_type, f"input {value.name!r}")
+            param = Var(value.name, TensorStructInfo(self._input_shape(value.name, tensor, unused), dtype))
+            params.append(param)
+            self._exprs[value.name] = param
+        if unused:
+            names = [value.name for value in inputs]
+            raise FrontendError(
+                f"shape_dict names {', '.join(map(repr, unused))}; the inputs are {names}, "
+                f"the symbolic dimensions {sorted(self._dim_names())}"
+            )
+        return params
+
+    def _input_shape(self, name: str, tensor: onnx.TypeProto.Tensor, unused: dict[str, object]) -> list[Prim]:
+        given = self._shape_dict.get(name)
+        if given is not None and not (isinstance(given, Sequence) and not isinstance(given, str)):
+            raise FrontendError(f"shape_dict[{name!r}] must be a shape, got {given!r}")
+        if not tensor.HasField("shape"):
+            if given is None or None in given:
+                raise FrontendError(f"input {name!r} has no shape in the model; give it with shape_dict")
+            return [_fixed_dim(dim, name) for dim in given]
+        dims = list(tensor.shape.dim)
+        if given is not None and len(given) != len(dims):
+            raise FrontendError(f"shape_dict[{name!r}] is {tuple(given)}, the input has {len(dims)} dimensions")
+        shape: list[Prim] = []
+        for i, dim in enumerate(dims):
+            declared = self._dim(dim, f"{name}_{i}", unused)
+            if given is None or given[i] is None:
+                shape.append(declared)
+                continue
+            fixed = _fixed_dim(given[i], name)
+            if isinstance(declared, int) and declared != fixed:
+                raise FrontendError(f"shape_dict[{name!r}] is {tuple(given)}, dimension {i} of the input is {declared}")
+            shape.append(fixed)
+        return shape
+
+    def _dim(self, dim: onnx.TensorShapeProto.Dimension, hint: str, unused: dict[str, object]) -> Prim:
+        if dim.HasField("dim_value") and dim.dim_value >= 0:
+            return dim.dim_value
+        if not re.search(r"\w", dim.dim_param):
+            return self.fresh_dim(hint)  # no name, or one such as "?", which says nothing about equality
+        if dim.dim_param in self._shape_dict:
+            unused.pop(dim.dim_param, None)
+            return _fixed_dim(self._shape_dict[dim.dim_param], dim.dim_param)
+        symbol = self._symbols.get(dim.dim_param)
+        if symbol is None:
+            symbol = self._symbols[dim.dim_param] = self.fresh_dim(dim.dim_param)
+        return symbol
+
+    def _dim_names(self) -> set[str]:
+        dims = (dim for value in self._graph.input for dim in value.type.tensor_type.shape.dim)
+        return {dim.dim_param for dim in dims if dim.dim_param}
+
+    def fresh_dim(self, hint: str, nonnegative: bool = True) -> SymVar:
+        """A new symbol, called `hint` if that is free and an identifier."""
+        name = re.sub(r"\W+", "_", hint).strip("_") or "d"
+        if not name[0].isalpha():
+            name = f"d{name}"
+        used = {symbol.name for symbol in self._symbols.values()}
+        candidate = name
+        while candidate in used or candidate in ("min", "max"):
+            self._n_fresh += 1
+            candidate = f"{name}_{self._n_fresh}"
+        symbol = SymVar(candidate, nonnegative)
+        self._symbols[f"{candidate} "] = symbol  # a key that no dim_param has: its name is taken, nothing more
+        return symbol
+
+    # --- nodes
+
+    def _convert(self, node: Node, proto: onnx.NodeProto, converter: Converter) -> None:
+        with self.builder.source(node.source), _explained(node):
+            contents = shape_values.evaluate(node)
+            if contents is not None:
+                dtypes = [self._content_dtype(node, contents) for _ in contents]
+                for name, content, dtype in zip(proto.output, contents, dtypes, strict=False):
+                    self._define_content(name, content, dtype)
+                return
+            result = converter(node)
+            if isinstance(result, np.ndarray):
+                self._define_content(proto.output[0], result, "int64")
+                return
+            results = [result] if isinstance(result, Expr) else list(result)
+            for i, name in enumerate(proto.output):
+                result = results[i] if i < len(results) else None
+                if name and result is None:
+                    raise node.error(f"output {i} ({name}) is not supported")
+                if name and result is not None:
+                    self._define(node, name, result)
+
+    def _content_dtype(self, node: Node, contents: Sequence[Content]) -> str:
+        if node.op_type == "Cast":
+            return node.dtype_attr("to")
+        if node.op_type in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
+            return "bool"
+        return self.dtype(node.name_of(1 if node.op_type == "Where" else 0))
+
+    def _define(self, node: Node, name: str, result: Expr) -> None:
+        if name in self._exprs or name in self._contents:
+            raise node.error(f"value {name!r} is computed twice")
+        if isinstance(result, Call) or not isinstance(result, (Var, Constant, ShapeExpr)):
+            folded = fold(result)
+            result = self.builder.emit(result, _hint(name)) if folded is None else folded
+        self._exprs[name] = result
+
+    def _define_content(self, name: str, content: Content, dtype: str) -> None:
+        if not name:
+            return
+        if name in self._exprs or name in self._contents:
+            raise FrontendError(f"value {name!r} is computed twice")
+        if shape_values.is_constant(content):
+            self._exprs[name] = Constant(np.array(content.tolist(), dtype=dtype).reshape(content.shape))
+            return
+        self._contents[name] = content
+        self._dtypes[name] = dtype
+
+    # --- values
+
+    def tensor(self, name: str) -> Expr:
+        """The value as an expression."""
+        expr = self._exprs.get(name)
+        if expr is None:
+            if name not in self._contents:
+                raise FrontendError(f"value {name!r} is used before it is computed, or never computed")
+            expr = self._exprs[name] = self._materialize(self._contents[name], self._dtypes[name], _hint(name))
+        return expr
+
+    def dtype(self, name: str) -> str:
+        """Element type of the value."""
+        if name in self._contents:
+            return self._dtypes[name]
+        info = self.tensor(name).struct_info
+        if not isinstance(info, TensorStructInfo) or info.dtype is None:
+            raise FrontendError(f"value {name!r} is not a tensor but {info}")
+        return info.dtype
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """The values of a constant, None for anything else."""
+        if name in self._contents:
+            return None
+        expr = self.tensor(name)
+        return expr.data if isinstance(expr, Constant) else None
+
+    def symbols(self, name: str) -> Content | None:
+        """The elements of a value that is known as symbols (not as numbers only)."""
+        return self._contents.get(name)
+
+    def content(self, name: str) -> Content | None:
+        """The elements of a value that is known as symbols or as numbers."""
+        content = self._contents.get(name)
+        if content is not None:
+            return content
+        data = self.constant(name)
+        return None if data is None else shape_values.content_of_array(data)
+
+    def read_by_name(self, node: Node, name: str) -> Content:
+        """New symbols for the elements of a value; all later readers of the value share them."""
+        expr = self.tensor(name)
+        content = self.read_at_run_time(node, expr)
+        self._contents[name] = content
+        self._dtypes[name] = node.dtype(expr)
+        return content
+
+    def read_at_run_time(self, node: Node, x: Expr) -> Content:
+        """New symbols for the elements of an integer tensor that is computed when the model runs."""
+        shape = node.shape(x)
+        if len(shape) > 1 or not all(isinstance(dim, int) for dim in shape):
+            raise node.error(f"a tensor of shape {shape} cannot be read as a list of integers")
+        count = int(shape[0]) if shape else 1  # type: ignore[arg-type]
+        values: list[PrimExpr] = [self.fresh_dim("v", nonnegative=False) for _ in range(count)]
+        if values:
+            flat = node.reshape(node.cast(x, "int64"), (count,))
+            as_shape = self.builder.emit(op.tensor_to_shape(flat))
+            self.builder.match_cast(as_shape, ShapeStructInfo(values))
+        return shape_values.make_content(values, tuple(map(int, shape)))  # type: ignore[arg-type]
+
+    def _materialize(self, content: Content, dtype: str, hint: str) -> Expr:
+        nums = [value.num if isinstance(value, shape_values.Ratio) else value for value in content.flat]
+        dens = [value.den if isinstance(value, shape_values.Ratio) else 1 for value in content.flat]
+        x: Expr = self.builder.emit(op.shape_to_tensor(ShapeExpr([int(n) if isinstance(n, float) else n for n in nums])))
+        if dtype != "int64":
+            x = self.builder.emit(op.cast(x, dtype))
+        if any(den != 1 for den in dens):
+            x = self.builder.emit(op.div(x, Constant(np.array(dens, dtype))))
+        if content.ndim != 1:
+            x = self.builder.emit(op.reshape(x, content.shape))
+        return x
+
+    def _output(self, name: str) -> Expr:
+        # An input or a constant that is an output too is copied: results belong to the caller.
+        expr = self.tensor(name)
+        if isinstance(expr, Constant) or not isinstance(expr, Var) or name in self._graph_inputs():
+            expr = op.copy(expr)
+        return self.builder.emit_output(expr, _hint(name))
+
+    def _graph_inputs(self) -> set[str]:
+        return {value.name for value in self._graph.input}
+
+
+def _fixed_dim(value: object, name: str) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 0:
+        raise FrontendError(f"shape_dict[{name!r}]: {value!r} is not a dimension")
+    return int(value)
+
+
+def _hint(name: str) -> str:
+    return re.sub(r"\W+", "_", name).strip("_") or "v"
+
+
+def _checker_context(model: onnx.ModelProto) -> onnx.checker.C.CheckerContext:
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = model.ir_version or onnx.IR_VERSION
+    context.opset_imports = {entry.domain: entry.version for entry in model.opset_import} or {"": 1}
+    return context
+
+
+def _check_node(proto: onnx.NodeProto, domain: str, context: onnx.checker.C.CheckerContext) -> None:
+    """Arity and attributes as the operator's schema has them."""
+    if domain:
+        return
+    try:
+        onnx.checker.check_node(proto, context)
+    except onnx.checker.ValidationError as error:
+        text = " ".join(str(error).split("==>")[0].split())
+        raise FrontendError(f"{node_source(proto, context.opset_imports.get('', 1))}: malformed node: {text}") from error
+
+
+@contextmanager
+def _explained(node: Node) -> Iterator[None]:
+    """Errors of operators, and the accidents that a malformed node causes, as errors of the frontend with the node."""
+    try:
+        yield
+    except (FrontendError, InternalError):
+        raise
+    except CompileError as error:
+        raise node.error(str(error)) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise node.error(f"cannot be converted: {type(error).__name__}: {error}") from error

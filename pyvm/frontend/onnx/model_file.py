@@ -1,0 +1,163 @@
+"""Reading ONNX protobufs: files, element types, tensors, attributes. Whatever is malformed becomes a `FrontendError`."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, TensorProto, numpy_helper
+
+from vmcore.errors import FrontendError
+
+# Element types that the IR has. Strings, complex numbers and types below 8 bits (or of 8-bit floats) are not among them.
+_DTYPES: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.INT8: "int8",
+    TensorProto.INT16: "int16",
+    TensorProto.INT32: "int32",
+    TensorProto.INT64: "int64",
+    TensorProto.UINT8: "uint8",
+    TensorProto.UINT16: "uint16",
+    TensorProto.UINT32: "uint32",
+    TensorProto.UINT64: "uint64",
+    TensorProto.BOOL: "bool",
+}
+
+
+def load_model(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
+    """The model, and the folder its external data lies in (None for a model that did not come from a file)."""
+    if isinstance(model, onnx.ModelProto):
+        return model, None
+    folder: Path | None = None
+    what = "the given bytes"
+    if not isinstance(model, (bytes, bytearray, memoryview)):
+        path = Path(model)
+        what, folder = str(path), path.parent
+        try:
+            model = path.read_bytes()
+        except OSError as error:
+            raise FrontendError(f"cannot read {path}: {error.strerror or error}") from error
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(bytes(model))
+    except (DecodeError, ValueError, RuntimeError) as error:
+        raise FrontendError(f"{what}: not an ONNX model: {error}") from error
+    if not proto.HasField("graph"):
+        raise FrontendError(f"{what}: not an ONNX model, or one without a graph ({len(model)} bytes)")
+    return proto, folder
+
+
+def element_type(code: int, what: str) -> str:
+    """The dtype of an ONNX element type; `what` names its owner in the error."""
+    dtype = _DTYPES.get(code)
+    if dtype is None:
+        known = TensorProto.DataType.Name(code) if code in TensorProto.DataType.values() else f"number {code}"
+        raise FrontendError(f"{what} has element type {known}; the supported ones are {', '.join(_DTYPES.values())}")
+    return dtype
+
+
+def tensor_array(tensor: TensorProto, folder: Path | None) -> np.ndarray:
+    """The values of an initializer or of a tensor attribute."""
+    what = f"tensor {tensor.name!r}"
+    dtype = element_type(tensor.data_type, what)
+    dims = tuple(tensor.dims)
+    if any(dim < 0 for dim in dims):
+        raise FrontendError(f"{what} has shape {dims}")
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return _external_array(tensor, dtype, dims, folder)
+    if tensor.HasField("raw_data") and len(tensor.raw_data) != math.prod(dims) * np.dtype(_numpy(dtype)).itemsize:
+        raise FrontendError(f"{what}: shape {dims} of {dtype} does not fit in {len(tensor.raw_data)} bytes of data")
+    try:
+        array = numpy_helper.to_array(tensor)
+    except Exception as error:  # numpy_helper documents none of what it raises
+        raise FrontendError(f"{what} of shape {dims} and {dtype} cannot be read: {error}") from error
+    return _checked(array, dtype, dims, what)
+
+
+def sparse_array(tensor: onnx.SparseTensorProto, folder: Path | None) -> np.ndarray:
+    """A sparse tensor, made dense."""
+    values = tensor_array(tensor.values, folder)
+    indices = tensor_array(tensor.indices, folder)
+    dims = tuple(tensor.dims)
+    dense = np.zeros(dims, values.dtype)
+    try:
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+    except (IndexError, ValueError) as error:
+        raise FrontendError(f"sparse tensor {tensor.values.name!r} of shape {dims}: {error}") from error
+    return dense
+
+
+def _numpy(dtype: str) -> Any:
+    if dtype == "bfloat16":
+        import ml_dtypes  # onnx needs it too, for this very purpose
+
+        return ml_dtypes.bfloat16
+    return dtype
+
+
+def _checked(array: np.ndarray, dtype: str, dims: tuple[int, ...], what: str) -> np.ndarray:
+    if array.shape != dims or array.dtype != np.dtype(_numpy(dtype)):
+        raise FrontendError(f"{what} declares shape {dims} of {dtype}, its data are {array.shape} of {array.dtype}")
+    return array
+
+
+def _external_array(tensor: TensorProto, dtype: str, dims: tuple[int, ...], folder: Path | None) -> np.ndarray:
+    what = f"tensor {tensor.name!r}"
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    location = fields.get("location", "")
+    if folder is None:
+        raise FrontendError(f"{what} lies in the external file {location!r}: pass the path of the model, not its bytes")
+    base = folder.resolve()
+    path = (base / location).resolve()
+    # A model is untrusted: it must not make us read files of its choice.
+    if not location or os.path.isabs(location) or not path.is_relative_to(base) or path == base:
+        raise FrontendError(f"{what}: external data location {location!r} is outside the model's folder")
+    expected = math.prod(dims) * np.dtype(_numpy(dtype)).itemsize
+    try:
+        offset = int(fields.get("offset", 0))
+        length = int(fields.get("length", expected))
+    except ValueError as error:
+        raise FrontendError(f"{what}: external data offset and length must be numbers: {fields}") from error
+    if length != expected or offset < 0:
+        raise FrontendError(f"{what}: shape {dims} of {dtype} needs {expected} bytes, external data gives {length}")
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+    except OSError as error:
+        raise FrontendError(f"{what}: cannot read external data {location!r}: {error.strerror or error}") from error
+    if len(data) != length:
+        raise FrontendError(f"{what}: external file {location!r} ends {length - len(data)} bytes too early")
+    little = np.dtype(_numpy(dtype)).newbyteorder("<") if dtype != "bfloat16" else np.dtype(_numpy(dtype))
+    return np.frombuffer(data, little).reshape(dims)
+
+
+def attribute_value(attribute: AttributeProto, folder: Path | None) -> Any:
+    """An attribute as int, float, str, numpy array, protobuf graph, or list of these."""
+    kind = attribute.type
+    if kind == AttributeProto.TENSOR:
+        return tensor_array(attribute.t, folder)
+    if kind == AttributeProto.SPARSE_TENSOR:
+        return sparse_array(attribute.sparse_tensor, folder)
+    if kind == AttributeProto.TENSORS:
+        return [tensor_array(tensor, folder) for tensor in attribute.tensors]
+    try:
+        value = onnx.helper.get_attribute_value(attribute)
+    except ValueError as error:
+        raise FrontendError(f"attribute {attribute.name!r}: {error}") from error
+    if kind == AttributeProto.STRING:
+        return value.decode("utf-8", "replace")
+    if kind == AttributeProto.STRINGS:
+        return [item.decode("utf-8", "replace") for item in value]
+    return list(value) if kind in (AttributeProto.INTS, AttributeProto.FLOATS) else value

@@ -177,6 +177,11 @@ def is_positive(dim: Prim) -> bool:
     return low is not None and low >= 1
 
 
+def at_least(a: Prim, b: Prim) -> bool:
+    """Whether a >= b, given that every symbolic dimension of the program is at least 1."""
+    return is_positive(a - b + 1)
+
+
 def static_shape(shape: Shape | None) -> tuple[int, ...] | None:
     """`shape` if every dim is an integer, else None."""
     if shape is None or not all(isinstance(d, int) for d in shape):

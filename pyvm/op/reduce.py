@@ -63,7 +63,7 @@ def _axes_of(call: Call) -> tuple[int, ...] | None:
     ndim, axes = tensor_info(call, 0).ndim, call.attrs["axes"]
     if axes is None:
         return None if ndim < 0 else tuple(range(ndim))
-    return normalize_axes(call.op.name, axes, ndim)  # type: ignore[union-attr]
+    return normalize_axes(call.op.name, axes, ndim)
 
 
 def _lower_reduction(call: Call) -> Lowered:
@@ -182,8 +182,8 @@ reduce_any = _reduction("reduce_any", np.any, BOOL, "Whether any element is true
 
 def _infer_arg_extremum(call: Call) -> StructInfo:
     x = tensor_info(call, 0)
-    check_dtype(call.op.name, "x", x, NUMERIC)  # type: ignore[union-attr]
-    axis = normalize_axis(call.op.name, call.attrs["axis"], x.ndim)  # type: ignore[union-attr]
+    check_dtype(call.op.name, "x", x, NUMERIC)
+    axis = normalize_axis(call.op.name, call.attrs["axis"], x.ndim)
     return _reduced(x, (axis,), call.attrs["keepdims"], "int64")
 
 

@@ -123,9 +123,7 @@ def _conv_operands(call: Call) -> tuple[TensorStructInfo, TensorStructInfo, str 
     return infos[0], infos[1], dtype
 
 
-def _check_channels(
-    op: str, what: str, x: TensorStructInfo, w: TensorStructInfo, actual: Prim, expected: Prim
-) -> None:
+def _check_channels(op: str, what: str, x: TensorStructInfo, w: TensorStructInfo, actual: Prim, expected: Prim) -> None:
     if same_dim(actual, expected) is False:
         fail(op, f"x {show_shape(x.shape)}, w {show_shape(w.shape)}: {what} {actual}, expected {expected}")
 

@@ -138,7 +138,6 @@ def _range_size(start: Prim | float, stop: Prim | float, step: int | float) -> P
     return n if at_least(n, 0) else sym_max(n, 0)
 
 
-
 def _infer_eye(call: Call) -> StructInfo:
     return TensorStructInfo(shape_arg(call, 0), call.attrs["dtype"], 2)
 

@@ -89,9 +89,7 @@ def gather(x: TensorLike, indices: TensorLike, axis: int = 0) -> Call:
     Source: ONNX Gather.
     """
     x = as_expr(x)
-    return make_call(
-        _GATHER, [x, as_expr(indices, "int64")], {"axis": normalize_axis("gather", axis, known_ndim(x))}
-    )
+    return make_call(_GATHER, [x, as_expr(indices, "int64")], {"axis": normalize_axis("gather", axis, known_ndim(x))})
 
 
 def _check_fits_outside(op: str, x: TensorStructInfo, indices: TensorStructInfo, axis: int) -> None:
@@ -318,9 +316,7 @@ def _infer_scatter_nd(call: Call) -> StructInfo:
     return TensorStructInfo(x.shape, dtype, x.ndim)
 
 
-def _evaluate_scatter_nd(
-    attrs: dict[str, Any], x: np.ndarray, indices: np.ndarray, updates: np.ndarray
-) -> np.ndarray:
+def _evaluate_scatter_nd(attrs: dict[str, Any], x: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> np.ndarray:
     return _scatter(x, _nd_index("scatter_nd", indices, x.shape), updates, attrs["reduction"])
 
 

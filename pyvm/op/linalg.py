@@ -313,9 +313,7 @@ def _transposed(x: Expr, labels: str, order: str) -> Expr:
     return x if perm == list(range(len(perm))) else transpose(x, perm)
 
 
-def _contract(
-    equation: str, a: Expr, a_labels: str, b: Expr, b_labels: str, keep: set[str]
-) -> tuple[Expr, str]:
+def _contract(equation: str, a: Expr, a_labels: str, b: Expr, b_labels: str, keep: set[str]) -> tuple[Expr, str]:
     """Product of two operands: one batched matrix product over their shared labels that are not kept."""
     sizes: dict[str, Prim] = {}
     a_shape, b_shape = require_shape("einsum", a), require_shape("einsum", b)
@@ -348,5 +346,3 @@ def _grouped(x: Expr, groups: Sequence[str], sizes: dict[str, Prim]) -> Expr:
     batch, first, second = groups
     dims = [sizes[label] for label in batch]
     return reshape(x, [*dims, product(sizes[c] for c in first), product(sizes[c] for c in second)])
-
-

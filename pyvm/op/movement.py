@@ -63,9 +63,7 @@ def _lower_transpose(call: Call) -> Lowered:
     return KernelCall("kernel.transpose", [call.args[0], ShapeExpr(perm)])
 
 
-_TRANSPOSE = define(
-    "transpose", _infer_transpose, lambda attrs, x: np.transpose(x, attrs["perm"]), _lower_transpose
-)
+_TRANSPOSE = define("transpose", _infer_transpose, lambda attrs, x: np.transpose(x, attrs["perm"]), _lower_transpose)
 
 
 def transpose(x: TensorLike, perm: Sequence[int] | None = None) -> Call:
@@ -117,9 +115,7 @@ def _lower_concat(call: Call) -> Lowered:
     return KernelCall("kernel.concat", [*call.args, normalize_axis("concat", call.attrs["axis"], ndim)])
 
 
-_CONCAT = define(
-    "concat", _infer_concat, lambda attrs, *xs: np.concatenate(xs, axis=attrs["axis"]), _lower_concat
-)
+_CONCAT = define("concat", _infer_concat, lambda attrs, *xs: np.concatenate(xs, axis=attrs["axis"]), _lower_concat)
 
 
 def concat(xs: Sequence[TensorLike], axis: int) -> Call:

@@ -231,9 +231,7 @@ def _lower_with_eps(call: Call) -> Lowered:
     return KernelCall(f"kernel.{call.op.name}", [*call.args, call.attrs["eps"]], (0,))
 
 
-_BATCH_NORM = define(
-    "batch_norm", lambda call: _infer_norm(call, 4), _evaluate_batch_norm, _lower_with_eps, half=False
-)
+_BATCH_NORM = define("batch_norm", lambda call: _infer_norm(call, 4), _evaluate_batch_norm, _lower_with_eps, half=False)
 
 
 def batch_norm(

@@ -216,9 +216,7 @@ def max_pool_with_indices(
     if storage_order not in (0, 1):
         fail("max_pool_with_indices", f"storage_order {storage_order}, expected 0 or 1")
     order = int(storage_order)
-    return _make_pool(
-        _MAX_POOL_WITH_INDICES, x, kernel, strides, pads, dilations, ceil_mode, storage_order=order
-    )
+    return _make_pool(_MAX_POOL_WITH_INDICES, x, kernel, strides, pads, dilations, ceil_mode, storage_order=order)
 
 
 def avg_pool(

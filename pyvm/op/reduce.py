@@ -76,9 +76,7 @@ def _lower_reduction(call: Call) -> Lowered:
     return KernelCall(f"kernel.{name}", [call.args[0], ShapeExpr(axes)])
 
 
-def _reduction(
-    name: str, fn: Callable[..., Any], dtypes: frozenset[str], formula: str, source: str = ""
-) -> Reduction:
+def _reduction(name: str, fn: Callable[..., Any], dtypes: frozenset[str], formula: str, source: str = "") -> Reduction:
     """Register y = fn(x, axis=axes, keepdims=...)."""
 
     def infer(call: Call) -> StructInfo:

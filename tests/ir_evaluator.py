@@ -33,7 +33,7 @@ from pyvm.ir import (
     Var,
     evaluate,
 )
-from pyvm.op.movement import RESIZE_COORDINATES, RESIZE_MODES, RESIZE_ROUNDINGS
+from pyvm.op.resize import RESIZE_COORDINATES, RESIZE_MODES, RESIZE_ROUNDINGS
 from pyvm.op.registry import Op, get_op
 
 
@@ -132,6 +132,9 @@ def _kernel(name: str, args: list[Any], shape: tuple[int, ...]) -> np.ndarray:
     if short == "strided_slice":
         x, begins, steps = args
         return reference({"steps": steps}, x, begins, shape)
+    if short == "cumsum":
+        x, axis, exclusive, reverse = args
+        return reference({"axis": axis, "exclusive": bool(exclusive), "reverse": bool(reverse)}, x)
     if short == "trilu":
         x, k, upper = args
         return reference({"k": k, "upper": bool(upper)}, x)

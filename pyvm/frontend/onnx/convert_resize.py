@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import reduce
 
 import numpy as np
 
 from pyvm import op
 from pyvm.frontend.onnx.node import Node
 from pyvm.frontend.onnx.registry import ConverterTable
+from pyvm.frontend.onnx.shape_values import larger, smaller
 from pyvm.ir import Expr, Prim, TensorStructInfo, call_dps_packed
-from pyvm.op.movement import RESIZE_COORDINATES, RESIZE_MODES, RESIZE_ROUNDINGS
+from pyvm.op.resizing import RESIZE_COORDINATES, RESIZE_MODES, RESIZE_ROUNDINGS
 
 
 class _Sampling:
@@ -66,22 +68,30 @@ def _by_scales(node: Node, x: Expr, axes: Sequence[int], index: int) -> Expr:
         for axis, scale in zip(axes, scales.tolist(), strict=True):
             full[axis] = scale
         return _scaled(node, x, full)
-    if list(axes) != list(range(ndim)):
-        raise node.error("scales of some axes must be a constant of the model")
-    # Scales of run time: so is the size, floor(size * scale), and the kernel takes them as they are.
-    sampling = _Sampling(node)
-    shape = node.shape(x)
-    runtime = node.cast(node.tensor(index), "float32")
-    sizes = node.cast(node.emit(op.shape_to_tensor(shape)), "float32")
+    runtime = _one_per_dimension(node, node.cast(node.tensor(index), "float32"), axes, ndim)
+    sizes = node.cast(node.emit(op.shape_to_tensor(node.shape(x))), "float32")
     result = node.emit(op.floor(node.emit(op.mul(sizes, runtime))))
-    dims = node.dims(node.read_ints(result))
+    return _with_scales_of_run_time(node, x, node.dims(node.read_ints(result)), runtime)
+
+
+def _one_per_dimension(node: Node, scales: Expr, axes: Sequence[int], ndim: int) -> Expr:
+    """Scales of some axes, made scales of all: 1 for the others."""
+    one = node.scalar_like(1, scales)
+    extended = node.emit(op.concat([scales, node.reshape(one, (1,))], 0))
+    places = [axes.index(axis) if axis in axes else len(axes) for axis in range(ndim)]
+    return node.emit(op.gather(extended, np.array(places, np.int64), 0))
+
+
+def _with_scales_of_run_time(node: Node, x: Expr, dims: Sequence[Prim], scales: Expr) -> Expr:
+    """The operator wants constant scales; the kernel takes a tensor."""
+    sampling = _Sampling(node)
     arguments = [
         x,
         RESIZE_MODES[sampling.mode],
         RESIZE_COORDINATES[sampling.coordinate_mode],
         RESIZE_ROUNDINGS[sampling.nearest_mode],
         sampling.cubic_a,
-        node.cast(runtime, "float64"),
+        node.cast(scales, "float64"),
     ]
     return call_dps_packed("kernel.resize", arguments, TensorStructInfo(dims, node.dtype(x)))
 
@@ -113,15 +123,24 @@ def _by_sizes(node: Node, x: Expr, axes: Sequence[int]) -> Expr:
         dims[axis] = size
     if policy == "stretch":
         return _resampled(node, x, dims, None)
-    if not all(isinstance(dim, int) and isinstance(shape[axis], int) for axis, dim in zip(axes, sizes, strict=True)):
-        raise node.error(f"keep_aspect_ratio_policy {policy!r} needs sizes that are known; fix them with shape_dict")
-    pick = min if policy == "not_larger" else max
-    scale = pick(Fraction(int(dims[axis]), int(shape[axis])) for axis in axes)  # type: ignore[arg-type]
-    scales = [1.0] * len(shape)
+    if policy not in ("not_larger", "not_smaller"):
+        raise node.error(f"keep_aspect_ratio_policy {policy!r} is not known")
+    # One scale for all axes: the smallest or the largest quotient. Rounding keeps order, so the same holds for results.
+    pick = smaller if policy == "not_larger" else larger
     for axis in axes:
-        dims[axis] = math.floor(scale * int(shape[axis]) + Fraction(1, 2))  # type: ignore[arg-type]
-        scales[axis] = float(scale)
-    return _resampled(node, x, dims, scales)
+        candidates = [
+            (2 * size * shape[axis] + shape[other]) // (2 * shape[other])
+            for other, size in zip(axes, sizes, strict=True)
+        ]
+        dims[axis] = reduce(pick, candidates)
+    wanted, given = (
+        node.cast(node.emit(op.shape_to_tensor(values)), "float64")
+        for values in (sizes, [shape[axis] for axis in axes])
+    )
+    quotients = node.emit(op.div(wanted, given))
+    best = op.reduce_min if policy == "not_larger" else op.reduce_max
+    scale = node.emit(op.broadcast_to(node.emit(best(quotients, keepdims=True)), (len(axes),)))
+    return _with_scales_of_run_time(node, x, node.dims(dims), _one_per_dimension(node, scale, axes, len(shape)))
 
 
 def _resampled(node: Node, x: Expr, dims: Sequence[Prim], scales: Sequence[float] | None) -> Expr:

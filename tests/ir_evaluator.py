@@ -33,7 +33,7 @@ from pyvm.ir import (
     Var,
     evaluate,
 )
-from pyvm.op.resize import RESIZE_COORDINATES, RESIZE_MODES, RESIZE_ROUNDINGS
+from pyvm.op.resizing import RESIZE_COORDINATES, RESIZE_MODES, RESIZE_ROUNDINGS
 from pyvm.op.registry import Op, get_op
 
 

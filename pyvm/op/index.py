@@ -35,7 +35,7 @@ from pyvm.op.common import (
 )
 from pyvm.op.elementwise import cast
 from pyvm.op.registry import KernelCall, Lowered, PackedCall
-from vmcore.errors import CompileError
+from vmcore.errors import IndexRangeError
 
 # --- gather -----------------------------------------------------------------------------------------------------------
 
@@ -54,7 +54,7 @@ def _infer_gather(call: Call) -> StructInfo:
 def _check_indices(op: str, indices: np.ndarray, dim: Any) -> None:
     bad = (indices < -np.asarray(dim)) | (indices >= dim)
     if np.any(bad):
-        raise CompileError(f"{op}: index {indices[bad].flat[0]} is outside an axis of size {np.max(dim)}")
+        raise IndexRangeError(f"{op}: index {indices[bad].flat[0]} is outside an axis of size {np.max(dim)}")
 
 
 def _evaluate_gather(attrs: dict[str, Any], x: np.ndarray, indices: np.ndarray) -> np.ndarray:

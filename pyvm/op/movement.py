@@ -37,7 +37,7 @@ from pyvm.op.common import (
 from pyvm.op.create import fill
 from pyvm.op.elementwise import where
 from pyvm.op.registry import KernelCall, Lowered
-from vmcore.errors import CompileError
+from vmcore.errors import IndexRangeError
 
 # --- transpose --------------------------------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ def _evaluate_strided_slice(
     for axis, (begin, n, step) in enumerate(zip(begins, extents, attrs["steps"], strict=True)):
         last = begin + step * (n - 1)
         if n and not (0 <= begin < x.shape[axis] and 0 <= last < x.shape[axis]):
-            raise CompileError(f"strided_slice: elements {begin} .. {last} of axis {axis} with size {x.shape[axis]}")
+            raise IndexRangeError(f"strided_slice: elements {begin} .. {last} of axis {axis} with size {x.shape[axis]}")
         x = np.take(x, begin + step * np.arange(n), axis=axis)
     return x
 

@@ -76,20 +76,15 @@ def parse_dims(pairs: Iterable[str]) -> dict[str, int]:
     return dims
 
 
-def parse_shapes(pairs: Iterable[str]) -> dict[str, tuple[int | str, ...]]:
-    """`["x=1,3,h,w"]` as a dictionary of shapes; a dimension is a number or the name of a symbol."""
-    shapes: dict[str, tuple[int | str, ...]] = {}
+def parse_shapes(pairs: Iterable[str]) -> dict[str, tuple[int | None, ...]]:
+    """`["x=1,3,?,?"]` as a dictionary of shapes, with None for a dimension that stays as the model has it."""
+    shapes: dict[str, tuple[int | None, ...]] = {}
     for pair in pairs:
-        name, equals, dims = pair.rpartition("=")
-        if not name or not equals:
-            raise UsageError(f"--shape {pair}: expected NAME=D,D,... with D a number or a symbol")
-        shape: list[int | str] = []
-        for dim in dims.split(",") if dims else []:
-            dim = dim.strip()
-            if not dim.isdecimal() and not dim.isidentifier():
-                raise UsageError(f"--shape {pair}: {dim!r} is neither a number nor the name of a symbol")
-            shape.append(int(dim) if dim.isdecimal() else dim)
-        shapes[name] = tuple(shape)
+        name, equals, text = pair.rpartition("=")
+        dims = [dim.strip() for dim in text.split(",")] if text else []
+        if not name or not equals or not all(dim == "?" or dim.isdecimal() for dim in dims):
+            raise UsageError(f"--shape {pair}: expected NAME=D,D,... with D a number or ?")
+        shapes[name] = tuple(None if dim == "?" else int(dim) for dim in dims)
     return shapes
 
 
@@ -101,7 +96,7 @@ def is_onnx(path: Path) -> bool:
     return path.suffix.lower() == ".onnx"
 
 
-def load_model(path: Path, shapes: Mapping[str, tuple[int | str, ...]] | None = None) -> VMExecutable:
+def load_model(path: Path) -> VMExecutable:
     """The executable in a file, or the one an ONNX model compiles to."""
     import pyvm
 
@@ -110,7 +105,7 @@ def load_model(path: Path, shapes: Mapping[str, tuple[int | str, ...]] | None = 
     if is_onnx(path):
         require("onnx", f"{path}: reading ONNX models")
         with Progress(f"compiling {path.name}"):
-            return pyvm.compile(str(path), shape_dict=dict(shapes) if shapes else None)
+            return pyvm.compile(path)
     return pyvm.load_executable(path)
 
 

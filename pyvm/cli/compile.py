@@ -1,17 +1,19 @@
 """Compile an ONNX model to an executable file.
 
-Symbolic dimensions of the model stay symbolic; --shape fixes or names them.
+Symbolic dimensions of the model stay symbolic, and one executable serves all sizes; --dim and --shape fix them, which
+lets the compiler plan all memory ahead.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pyvm.cli.common import Progress, UsageError, bytes_text, is_onnx, parse_shapes, require, seconds_text
+from pyvm.cli.common import Progress, UsageError, bytes_text, is_onnx, parse_dims, parse_shapes, require, seconds_text
 
 HELP = "compile an .onnx model to a .vmx executable"
 
@@ -27,7 +29,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="INPUT=D,D,...",
-        help="shape of an input, each dimension a number or the name of a symbol; may be repeated",
+        help="fix the shape of an input; ? leaves a dimension as the model has it; may be repeated",
+    )
+    parser.add_argument(
+        "--dim", action="append", default=[], metavar="NAME=N", help="fix a symbolic dimension; may be repeated"
     )
     parser.add_argument("--dump", type=Path, metavar="FOLDER", help="write the program after each pass as text here")
     parser.add_argument("--tvm", action="store_true", help="write TVM's VMExecutable format instead of .vmx")
@@ -45,13 +50,11 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or args.model.with_suffix(".ro" if args.tvm else ".vmx")
     if not output.absolute().parent.is_dir():
         raise UsageError(f"{output}: no such folder")
-    if args.dump is not None:
-        args.dump.mkdir(parents=True, exist_ok=True)
-    shapes = parse_shapes(args.shape)
+    fixed: dict[str, int | Sequence[int | None]] = {**parse_dims(args.dim), **parse_shapes(args.shape)}
 
     begin = time.perf_counter()
     with Progress(f"compiling {args.model.name}"):
-        executable = pyvm.compile(str(args.model), shape_dict=shapes or None, dump=args.dump)
+        executable = pyvm.compile(args.model, shape_dict=fixed or None, dump=args.dump)
     elapsed = time.perf_counter() - begin
 
     if args.tvm:
@@ -59,14 +62,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         executable.save(output)
     weights = [constant for constant in executable.constants if isinstance(constant, np.ndarray)]
-    arena = executable.metadata.get("arena_bytes")
+    arenas = [int(value) for key, value in executable.metadata.items() if key.startswith("arena_bytes:")]
     print(f"{args.model} -> {output} ({bytes_text(output.stat().st_size)})")
     for name, signature in executable.signatures.items():
         print(f"  {name}{signature}")
     print(f"  instructions  {len(executable.instr_offset)}")
     print(f"  constants     {len(weights)} tensors, {bytes_text(sum(weight.nbytes for weight in weights))}")
-    if arena is not None and arena.isdecimal():
-        print(f"  arena         {bytes_text(int(arena))}")
+    print(f"  arena         {bytes_text(sum(arenas))} per call, for tensors of fixed size inside the functions")
     print(f"  compile time  {seconds_text(elapsed)}")
     if args.dump is not None:
         print(f"  dump          {args.dump} ({len(list(args.dump.iterdir()))} files)")

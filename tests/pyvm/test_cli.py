@@ -244,10 +244,11 @@ def test_compile(cli: Cli, folder: Path, tmp_path: Path) -> None:
 
 def test_compile_with_shape(cli: Cli, folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.vmx"
-    code, out, _ = cli("compile", folder / "digits.onnx", "-o", target, "--shape", "image=5,1,8,8")
-    assert code == 0 and "arena" in out
-    assert pyvm.load_executable(target).signature("main").params[0].shape == (5, 1, 8, 8)
-    fails(cli("compile", folder / "digits.onnx", "-o", target, "--shape", "image=5,1,8,x-y"), 2, "x-y")
+    for option, value in (("--shape", "image=5,1,8,?"), ("--dim", "n=5")):
+        code, out, _ = cli("compile", folder / "digits.onnx", "-o", target, option, value)
+        assert code == 0 and re.search(r"arena +[\d.]+ KiB", out)
+        assert pyvm.load_executable(target).signature("main").params[0].shape == (5, 1, 8, 8)
+    fails(cli("compile", folder / "digits.onnx", "-o", target, "--shape", "image=5,1,8,n"), 2, "image=5,1,8,n")
     fails(cli("compile", folder / "digits.onnx", "-o", target, "--shape", "5,1"), 2, "NAME=")
     outcome = cli("compile", folder / "digits.onnx", "-o", target, "--shape", "picture=5,1,8,8")
     fails(outcome, outcome[0], "picture")
@@ -359,7 +360,7 @@ def test_evaluate_dim() -> None:
 
 
 def test_parse_shapes() -> None:
-    assert common.parse_shapes(["x=1,3,h,w", "a=b=2", "s="]) == {"x": (1, 3, "h", "w"), "a=b": (2,), "s": ()}
+    assert common.parse_shapes(["x=1,3,?,7", "a=b=2", "s="]) == {"x": (1, 3, None, 7), "a=b": (2,), "s": ()}
 
 
 def test_random_values_of_every_kind() -> None:

@@ -1,0 +1,31 @@
+/* Matrix product on register tiles: types and the functions that the dense kernels share. The code is in gemm_run.h. */
+#ifndef VMCORE_KERNELS_GEMM_H
+#define VMCORE_KERNELS_GEMM_H
+
+#include <stdint.h>
+
+/* What happens to a finished sum before it is stored, in this order. */
+typedef struct GemmEpilogue {
+  const void *row_bias; /* one element per row of C, or NULL */
+  const void *col_bias; /* one element per column of C, or NULL */
+  int accumulate;       /* add what C holds */
+  int relu;             /* negative to zero; NaN stays */
+} GemmEpilogue;
+
+/* C[M, V vectors] from A (row-major, read in place) and rows of B that lie ldb elements apart. */
+typedef void (*GemmTile)(int64_t K, const void *a, int64_t lda, const void *b, int64_t ldb, void *c, int64_t ldc,
+                         const GemmEpilogue *e, int64_t row, int64_t col);
+
+#define GEMM_MAX_ROWS 14
+#define GEMM_MAX_PANEL_BYTES 128 /* two of the widest vectors */
+
+typedef struct GemmTiles {
+  int rows;  /* tallest tile */
+  int lanes; /* elements of one vector; a panel is two vectors wide */
+  GemmTile tile[GEMM_MAX_ROWS + 1][2];
+} GemmTiles;
+
+#define GEMM_KC 512 /* most rows of B in one block: a tile of A (14 x KC) stays in L1 */
+#define GEMM_BLOCK_BYTES (448 * 1024) /* one packed block of B: stays in L2 */
+
+#endif

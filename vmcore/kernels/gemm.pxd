@@ -1,0 +1,35 @@
+# Our own matrix product on register tiles (AVX-512, AVX2, 128-bit vectors). Layer 2.
+from libc.stdint cimport int64_t
+
+cdef extern from "vmcore/kernels/gemm.h" nogil:
+    enum:
+        GEMM_KC, GEMM_BLOCK_BYTES, GEMM_MAX_ROWS
+    ctypedef struct GemmEpilogue:
+        const void* row_bias
+        const void* col_bias
+        bint accumulate
+        bint relu
+    ctypedef struct GemmTiles:
+        int rows, lanes
+
+cdef const GemmTiles* gemm_tiles(bint is_double) noexcept nogil
+"""Register tiles of the best instruction set that this process may use."""
+
+cdef int gemm_isa() noexcept nogil
+"""Instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512."""
+
+cdef void gemm_panels(bint is_double, int64_t M, int64_t n, int64_t kc, const void* a, int64_t lda, const void* panels,
+                      void* c, int64_t ldc, const GemmEpilogue* e, int64_t row, int64_t col, void* slab) noexcept nogil
+"""C[M, n] = A[M, kc] @ B for B packed as [panel][kc][2 * lanes]; `slab` (gemm_slab_size bytes) or NULL."""
+
+cdef int64_t gemm_slab_size(bint is_double, int64_t lda, int64_t kc) noexcept nogil
+"""Bytes of scratch memory for rows of A that lie lda apart; 0: read A in place."""
+
+cdef int own_gemm(bint is_double, bint trans_a, bint trans_b, int64_t M, int64_t N, int64_t K, double alpha,
+                  const void* a, int64_t lda, const void* b, int64_t ldb, double beta, void* c, int64_t ldc,
+                  const GemmEpilogue* e) noexcept nogil
+"""C := alpha * op(A) @ op(B) + beta * C, row-major, then row_bias, col_bias and relu of `e` (NULL: none).
+
+A: (M, K), B: (K, N), C: (M, N) after op; ld* in elements. beta == 0: C may be uninitialised. Splits the work over
+thread_count() threads when it is large. Returns -1 without an error message if scratch memory cannot be had.
+"""

@@ -1,0 +1,152 @@
+# HOT: leaves are noexcept nogil.
+"""Matrix product on register tiles: what convolutions run on, and what stands in where there is no BLAS."""
+from libc.stdint cimport int64_t
+from libc.stddef cimport size_t
+
+from vmcore.kernels.workspace cimport SLOT_PANELS, SLOT_TILES, workspace
+from vmcore.threads cimport parallel_for, thread_count
+
+cdef extern from "vmcore/kernels/simd.h":
+    int vm_isa_detect()
+
+cdef extern from "vmcore/kernels/gemm_run.h" nogil:
+    ctypedef struct GemmPlan:
+        int64_t kc, nc
+        bint direct, use_slab
+        int64_t panels_bytes, slab_bytes
+    const GemmTiles* gemm_tiles_of(int isa, bint is_double)
+    bint gemm_stride_clashes(int64_t lda, int64_t es)
+    int64_t gemm_slab_bytes(int64_t kc, int64_t es)
+    void gemm_block(const GemmTiles* t, int64_t es, int64_t M, int64_t n, int64_t kc, const char* a, int64_t lda,
+                    bint trans_a, double alpha, const char* b, int64_t ldb, int64_t panel_bytes, char* c, int64_t ldc,
+                    const GemmEpilogue* e, int64_t row, int64_t col, char* slab)
+    void gemm_plan(const GemmTiles* t, int64_t es, bint trans_a, bint trans_b, int64_t M, int64_t N, int64_t K,
+                   double alpha, int64_t lda, GemmPlan* p)
+    void gemm_run(const GemmTiles* t, const GemmPlan* p, int64_t es, bint trans_a, bint trans_b, int64_t M, int64_t N,
+                  int64_t K, double alpha, const char* a, int64_t lda, const char* b, int64_t ldb, double beta, char* c,
+                  int64_t ldc, const GemmEpilogue* epilogue, char* panels, char* slab)
+
+cdef enum:
+    PARALLEL_FLOPS = 1 << 20  # multiply-adds below which waking a thread costs more than it saves
+
+cdef int _isa = vm_isa_detect()
+cdef const GemmTiles* _tiles[2]
+_tiles[0] = gemm_tiles_of(_isa, False)
+_tiles[1] = gemm_tiles_of(_isa, True)
+
+
+cdef const GemmTiles* gemm_tiles(bint is_double) noexcept nogil:
+    return _tiles[is_double]
+
+
+cdef int gemm_isa() noexcept nogil:
+    return _isa
+
+
+def instruction_set() -> str:
+    """Name of the instruction set that the tiles use."""
+    return ("baseline", "avx2", "avx512")[_isa]
+
+
+def _use_instruction_set(str name) -> None:
+    """Test door: use the tiles of `name`; a set that this CPU lacks is refused."""
+    global _isa
+    isa = ("baseline", "avx2", "avx512").index(name)
+    if isa > vm_isa_detect():
+        raise ValueError(f"instruction set {name} is not available on this CPU")
+    _isa = isa
+    _tiles[0] = gemm_tiles_of(_isa, False)
+    _tiles[1] = gemm_tiles_of(_isa, True)
+
+
+cdef void gemm_panels(bint is_double, int64_t M, int64_t n, int64_t kc, const void* a, int64_t lda, const void* panels,
+                      void* c, int64_t ldc, const GemmEpilogue* e, int64_t row, int64_t col, void* slab) noexcept nogil:
+    cdef const GemmTiles* t = _tiles[is_double]
+    cdef int64_t es = 8 if is_double else 4
+    gemm_block(t, es, M, n, kc, <const char*>a, lda, False, 1.0, <const char*>panels, 2 * t.lanes,
+               kc * 2 * t.lanes * es, <char*>c, ldc, e, row, col, <char*>slab)
+
+
+cdef int64_t gemm_slab_size(bint is_double, int64_t lda, int64_t kc) noexcept nogil:
+    cdef int64_t es = 8 if is_double else 4
+    return gemm_slab_bytes(kc, es) if gemm_stride_clashes(lda, es) else 0
+
+
+ctypedef struct GemmJob:
+    bint is_double, trans_a, trans_b
+    int64_t M, N, K, lda, ldb, ldc
+    double alpha, beta
+    const char* a
+    const char* b
+    char* c
+    GemmEpilogue e
+    int64_t pieces, unit  # pieces of columns, in multiples of `unit`; or of rows when unit is 0
+    int failed
+
+
+cdef int _run_piece(GemmJob* job, int64_t m0, int64_t m1, int64_t n0, int64_t n1) noexcept nogil:
+    cdef const GemmTiles* t = _tiles[job.is_double]
+    cdef int64_t es = 8 if job.is_double else 4
+    cdef GemmPlan plan
+    cdef GemmEpilogue e = job.e
+    cdef char* panels
+    cdef char* slab = NULL
+    if m1 <= m0 or n1 <= n0:
+        return 0
+    gemm_plan(t, es, job.trans_a, job.trans_b, m1 - m0, n1 - n0, job.K, job.alpha, job.lda, &plan)
+    panels = <char*>workspace(SLOT_PANELS, <size_t>plan.panels_bytes)
+    if plan.use_slab:
+        slab = <char*>workspace(SLOT_TILES, <size_t>plan.slab_bytes)
+    if panels == NULL or (plan.use_slab and slab == NULL):
+        return -1
+    if e.row_bias != NULL:
+        e.row_bias = <const char*>e.row_bias + m0 * es
+    if e.col_bias != NULL:
+        e.col_bias = <const char*>e.col_bias + n0 * es
+    gemm_run(t, &plan, es, job.trans_a, job.trans_b, m1 - m0, n1 - n0, job.K, job.alpha,
+             job.a + (m0 if job.trans_a else m0 * job.lda) * es, job.lda,
+             job.b + (n0 * job.ldb if job.trans_b else n0) * es, job.ldb, job.beta,
+             job.c + (m0 * job.ldc + n0) * es, job.ldc, &e, panels, slab)
+    return 0
+
+
+cdef void _task(void* ctx, int64_t i) noexcept nogil:
+    cdef GemmJob* job = <GemmJob*>ctx
+    cdef int64_t units, first, last
+    if job.unit:
+        units = (job.N + job.unit - 1) // job.unit
+        first = units * i // job.pieces * job.unit
+        last = min(units * (i + 1) // job.pieces * job.unit, job.N)
+        if _run_piece(job, 0, job.M, first, last) != 0:
+            job.failed = 1
+    else:
+        if _run_piece(job, job.M * i // job.pieces, job.M * (i + 1) // job.pieces, 0, job.N) != 0:
+            job.failed = 1
+
+
+cdef int own_gemm(bint is_double, bint trans_a, bint trans_b, int64_t M, int64_t N, int64_t K, double alpha,
+                  const void* a, int64_t lda, const void* b, int64_t ldb, double beta, void* c, int64_t ldc,
+                  const GemmEpilogue* e) noexcept nogil:
+    cdef GemmJob job
+    cdef int64_t width = 2 * _tiles[is_double].lanes
+    cdef int threads = thread_count()
+    if M == 0 or N == 0:
+        return 0
+    job.is_double, job.trans_a, job.trans_b = is_double, trans_a, trans_b
+    job.M, job.N, job.K, job.lda, job.ldb, job.ldc = M, N, (K if alpha != 0 else 0), lda, ldb, ldc
+    job.alpha, job.beta = alpha, beta
+    job.a, job.b, job.c = <const char*>a, <const char*>b, <char*>c
+    job.failed = 0
+    if e == NULL:
+        job.e.row_bias = NULL
+        job.e.col_bias = NULL
+        job.e.relu = False
+    else:
+        job.e = e[0]
+    job.e.accumulate = False
+    if threads == 1 or <double>M * N * K < PARALLEL_FLOPS or (N < 2 * width and M < 2 * GEMM_MAX_ROWS):
+        return _run_piece(&job, 0, M, 0, N)
+    job.pieces = threads
+    job.unit = width if N >= threads * width and (N >= M or N >= 8 * width) else 0
+    parallel_for(job.pieces, _task, &job)
+    return -1 if job.failed else 0

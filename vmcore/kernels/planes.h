@@ -1,0 +1,132 @@
+/* Padded, phase-split copies of an input: what turns every convolution and pooling window into contiguous streams.
+ *
+ * Along an axis with stride s and dilation d, tap j of output position o reads the padded input at o * s + j * d, which
+ * is element o + (j * d) / s of the phase (j * d) % s. A plane buffer holds the phases that occur, one after another,
+ * each with its own rows; then the source of any tap is `tap offset + position`, the same for all positions:
+ *   address = channel * channel_step + tap[t] + row * row_step + column
+ * Only a band of output rows is copied at a time, so the buffer stays in cache whatever the size of the image.
+ */
+#ifndef VMCORE_KERNELS_PLANES_H
+#define VMCORE_KERNELS_PLANES_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "vmcore/kernels/simd.h"
+
+/* A window over a (D, H, W) volume; 1-D and 2-D windows have leading axes of size 1. All values are checked. */
+typedef struct Window {
+  int64_t in[3], out[3], kernel[3], stride[3], dilation[3], pad[3]; /* pad: at the beginning of each axis */
+} Window;
+
+#define PLANES_MAX_SIZE ((int64_t)1 << 30) /* larger attributes and sizes are refused: no sum overflows */
+
+/* Copied elements may be read this far past the end, so that rows can be moved in whole vectors. */
+#define PLANES_SLACK 64
+
+typedef struct PlaneAxis {
+  int64_t n_phases; /* phases that occur */
+  int64_t shift;    /* largest element offset of a tap */
+} PlaneAxis;
+
+typedef struct Planes {
+  PlaneAxis axis[3];
+  int64_t rows;          /* output rows of one band */
+  int64_t len[3];        /* elements of one phase along each axis: one plane, rows + shift, columns + shift */
+  int64_t channel_step;  /* elements */
+  int64_t taps;
+} Planes;
+
+static inline int64_t planes_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t planes_max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Phases that occur along an axis: tap j has phase j * d % s, which repeats with this period. */
+static inline int64_t planes_n_phases(const Window *w, int axis) {
+  int64_t s = w->stride[axis];
+  for (int64_t j = 1; j < w->kernel[axis]; ++j)
+    if (j * w->dilation[axis] % s == 0) return j;
+  return w->kernel[axis];
+}
+
+/* Layout for bands of at most `rows` output rows. Returns the elements of one channel, or -1 if they are absurdly many
+ * compared with the window's own input and output (hostile dilations): such windows take the slow path. */
+static int64_t planes_layout(const Window *w, int64_t rows, Planes *p) {
+  __int128 natural = (__int128)w->in[0] * w->in[1] * w->in[2] + (__int128)w->out[0] * w->out[1] * w->out[2];
+  __int128 size = 1;
+  p->taps = 1;
+  p->rows = rows;
+  for (int a = 0; a < 3; ++a) {
+    p->taps *= w->kernel[a];
+    if (p->taps > natural + 65536 || p->taps > PLANES_MAX_SIZE) return -1;
+    p->axis[a].n_phases = planes_n_phases(w, a);
+    p->axis[a].shift = (w->kernel[a] - 1) * w->dilation[a] / w->stride[a];
+    int64_t extent = a == 0 ? 1 : a == 1 ? rows : w->out[2];
+    p->len[a] = extent + p->axis[a].shift;
+    size *= (__int128)p->axis[a].n_phases * p->len[a];
+    if (size > PLANES_MAX_SIZE) return -1;
+  }
+  if (size > 8 * natural + 65536) return -1;
+  p->channel_step = (int64_t)size;
+  return p->channel_step;
+}
+
+/* Offset of every tap inside a channel's buffer, in the order of the weights (kd, kh, kw). */
+static void planes_taps(const Window *w, const Planes *p, int64_t *offsets) {
+  int64_t period[3] = {p->axis[0].n_phases, p->axis[1].n_phases, p->axis[2].n_phases};
+  for (int64_t i = 0; i < w->kernel[0]; ++i)
+    for (int64_t j = 0; j < w->kernel[1]; ++j)
+      for (int64_t k = 0; k < w->kernel[2]; ++k) {
+        int64_t phase = (i % period[0] * period[1] + j % period[1]) * period[2] + k % period[2];
+        int64_t plane = i * w->dilation[0] / w->stride[0], row = j * w->dilation[1] / w->stride[1];
+        int64_t column = k * w->dilation[2] / w->stride[2];
+        *offsets++ = ((phase * p->len[0] + plane) * p->len[1] + row) * p->len[2] + column;
+      }
+}
+
+/* Copies what a band (output plane od, output rows from oh on, `rows` of them) reads of n_channels channels; positions
+ * outside the input become `fill`. x points at the first channel. */
+#define PLANES_DEFINE(T, NAME) \
+  VM_MULTIVERSION static void NAME(const Window *w, const Planes *p, const T *x, int64_t n_channels, int64_t od, \
+                                   int64_t oh, int64_t rows, T fill, T *buffer) { \
+    int64_t in_hw = w->in[1] * w->in[2], in_size = w->in[0] * in_hw; \
+    int64_t used = rows + p->axis[1].shift, stride = w->stride[2]; \
+    for (int64_t c = 0; c < n_channels; ++c, x += in_size, buffer += p->channel_step) { \
+      T *o = buffer; \
+      for (int64_t pd = 0; pd < p->axis[0].n_phases; ++pd) \
+        for (int64_t ph = 0; ph < p->axis[1].n_phases; ++ph) \
+          for (int64_t pw = 0; pw < p->axis[2].n_phases; ++pw) { \
+            int64_t phase_d = pd * w->dilation[0] % w->stride[0], phase_h = ph * w->dilation[1] % w->stride[1]; \
+            int64_t start = pw * w->dilation[2] % stride - w->pad[2], n = p->len[2]; \
+            int64_t first = start >= 0 ? 0 : planes_min(n, (-start + stride - 1) / stride); \
+            int64_t last = start >= w->in[2] ? 0 : planes_min(n, (w->in[2] - start + stride - 1) / stride); \
+            if (last < first) last = first; \
+            for (int64_t d = 0; d < p->len[0]; ++d) { \
+              int64_t id = (od + d) * w->stride[0] + phase_d - w->pad[0]; \
+              for (int64_t r = 0; r < used; ++r) { \
+                int64_t ih = (oh + r) * w->stride[1] + phase_h - w->pad[1]; \
+                T *row = o + r * n; \
+                if (id < 0 || id >= w->in[0] || ih < 0 || ih >= w->in[1]) { \
+                  for (int64_t i = 0; i < n; ++i) row[i] = fill; \
+                  continue; \
+                } \
+                const T *src = x + id * in_hw + ih * w->in[2] + start; \
+                for (int64_t i = 0; i < first; ++i) row[i] = fill; \
+                if (stride == 1) { \
+                  for (int64_t i = first; i < last; ++i) row[i] = src[i]; \
+                } else if (stride == 2) { \
+                  for (int64_t i = first; i < last; ++i) row[i] = src[2 * i]; \
+                } else { \
+                  for (int64_t i = first; i < last; ++i) row[i] = src[stride * i]; \
+                } \
+                for (int64_t i = last; i < n; ++i) row[i] = fill; \
+              } \
+              o += p->len[1] * n; \
+            } \
+          } \
+    } \
+  }
+PLANES_DEFINE(float, planes_fill_f32)
+PLANES_DEFINE(double, planes_fill_f64)
+
+#endif

@@ -1,0 +1,69 @@
+/* Scratch memory of kernels: one growing, reused block per thread and slot. */
+#ifndef VMCORE_KERNELS_WORKSPACE_H
+#define VMCORE_KERNELS_WORKSPACE_H
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#define WORKSPACE_SLOTS 8
+#define WORKSPACE_ALIGN 64
+
+typedef struct WorkspaceSlot {
+  void *data;
+  size_t nbytes;
+  unsigned epoch; /* value of workspace_epoch when the block was last handed out */
+} WorkspaceSlot;
+
+static __thread WorkspaceSlot workspace_slots[WORKSPACE_SLOTS];
+static __thread int workspace_registered;
+static unsigned workspace_epoch;
+static size_t workspace_total; /* bytes held by all threads */
+static pthread_key_t workspace_key;
+
+static void workspace_free_slot(WorkspaceSlot *s) {
+  free(s->data);
+  __atomic_fetch_sub(&workspace_total, s->nbytes, __ATOMIC_RELAXED);
+  s->data = NULL;
+  s->nbytes = 0;
+}
+
+static void workspace_free_thread(void *unused) {
+  (void)unused;
+  for (int i = 0; i < WORKSPACE_SLOTS; ++i) workspace_free_slot(&workspace_slots[i]);
+}
+
+static void workspace_init(void) { pthread_key_create(&workspace_key, workspace_free_thread); }
+
+static void *workspace_get(size_t slot, size_t nbytes) {
+  if (slot >= WORKSPACE_SLOTS || nbytes > SIZE_MAX / 2) return NULL;
+  WorkspaceSlot *s = &workspace_slots[slot];
+  unsigned epoch = __atomic_load_n(&workspace_epoch, __ATOMIC_RELAXED);
+  if (s->data && s->nbytes >= nbytes && s->epoch == epoch) return s->data;
+  if (!workspace_registered) { /* any value but NULL makes the destructor run at thread exit */
+    workspace_registered = 1;
+    pthread_setspecific(workspace_key, workspace_slots);
+  }
+  workspace_free_slot(s);
+  size_t rounded = (nbytes + 4095) & ~(size_t)4095;
+  if (rounded == 0) rounded = 4096;
+  if (posix_memalign(&s->data, WORKSPACE_ALIGN, rounded)) {
+    s->data = NULL;
+    return NULL;
+  }
+  s->nbytes = rounded;
+  s->epoch = epoch;
+  __atomic_fetch_add(&workspace_total, rounded, __ATOMIC_RELAXED);
+  return s->data;
+}
+
+/* Frees this thread's blocks now; other threads free each block when they next ask for it. */
+static void workspace_trim(void) {
+  __atomic_fetch_add(&workspace_epoch, 1, __ATOMIC_RELAXED);
+  workspace_free_thread(NULL);
+}
+
+static size_t workspace_held(void) { return __atomic_load_n(&workspace_total, __ATOMIC_RELAXED); }
+
+#endif

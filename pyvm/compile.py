@@ -21,7 +21,7 @@ _EXEC_MODES = ("bytecode",)
 def compile(
     model: IRModule | str | os.PathLike[str] | Any,
     exec_mode: str = "bytecode",
-    shape_dict: Mapping[str, Sequence[int | str]] | None = None,
+    shape_dict: Mapping[str, int | Sequence[int | None]] | None = None,
     dump: str | os.PathLike[str] | None = None,
     passes: Iterable[Pass] | None = None,
     check: bool = False,
@@ -30,12 +30,12 @@ def compile(
 
     Parameters
     ----------
-    model : IRModule, path of an ONNX file, or loaded ONNX model
+    model : IRModule, path of an ONNX file, bytes of one, or loaded ONNX model
         Not modified.
     exec_mode : str
         "bytecode".
     shape_dict : mapping, optional
-        Shapes of inputs of an ONNX model by name, instead of those that the file declares; strings are symbols.
+        Dimensions of an ONNX model to fix: see `pyvm.frontend.onnx.from_onnx`.
     dump : path, optional
         A folder that receives the module as text: the input and the result of each pass.
     passes : iterable of callables, optional
@@ -69,7 +69,7 @@ def compile(
     return generate(lowered, signatures)
 
 
-def _as_module(model: Any, shape_dict: Mapping[str, Sequence[int | str]] | None) -> IRModule:
+def _as_module(model: Any, shape_dict: Mapping[str, int | Sequence[int | None]] | None) -> IRModule:
     if isinstance(model, IRModule):
         if shape_dict:
             raise CompileError("shape_dict applies to ONNX models; an IRModule states its shapes itself")

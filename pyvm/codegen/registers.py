@@ -22,6 +22,9 @@ class RegisterFile:
     def __getitem__(self, var: Var) -> int:
         return self._register_of[var]
 
+    def __contains__(self, var: Var) -> bool:
+        return var in self._register_of
+
     def bind(self, var: Var, register: int) -> None:
         """Gives `var` a register that the caller owns."""
         self._register_of[var] = register

@@ -36,6 +36,7 @@ from pyvm.ir import (
     TupleStructInfo,
     Var,
 )
+from pyvm.transform.kill_after_last_use import takes_over
 from pyvm.transform.liveness import Liveness, find_deaths
 from pyvm.transform.lowered import KILL, NEEDS_VM, extern_name
 from vmcore.errors import LoweringError
@@ -135,9 +136,13 @@ class _FunctionCodeGen:
             self._release_dead(binding)
             return
         name, args = self._call_of(value)
+        dead = self._liveness.after[binding]
+        if takes_over(binding, dead):
+            self._take_over(binding, name, args, value.args[0])  # type: ignore[attr-defined]
+            return
         # Operands are read before the result is written, so the result may take the register of one that dies here.
         self._release_dead(binding)
-        unused = binding.var in self._liveness.after[binding]
+        unused = binding.var in dead
         if unused and isinstance(value, Call) and isinstance(value.op, ExternFunc):
             dst = None
         else:
@@ -146,16 +151,28 @@ class _FunctionCodeGen:
                 self._registers.release(binding.var)
         self._builder.emit_call(name, args, dst=dst, source=binding.source)
 
+    def _take_over(self, binding: Binding, name: str, args: list[Operand], viewed: Var) -> None:
+        """Emits a view in the register of what it looks at, which dies here and has no kill of its own."""
+        registers, builder = self._registers, self._builder
+        if binding.var in registers:  # the value of a branch has its register already
+            builder.emit_call(name, args, dst=self._register(binding.var), source=binding.source)
+            builder.emit_call("vm.builtin.null_value", [], dst=self._register(viewed), source=binding.source)
+            self._release_dead(binding)
+            return
+        registers.bind(binding.var, registers[viewed])
+        builder.emit_call(name, args, dst=self._register(binding.var), source=binding.source)
+        for var in self._liveness.after[binding]:
+            if var is not viewed:
+                registers.release(var)
+
     def _release_dead(self, binding: Binding) -> None:
         for var in self._liveness.after[binding]:
             if var is not binding.var:
                 self._registers.release(var)
 
     def _destination(self, var: Var) -> int:
-        try:
-            return self._registers[var]  # the value of a branch has the register of the If already
-        except KeyError:
-            return self._registers.allocate(var)
+        # The value of a branch has the register of the If already.
+        return self._registers[var] if var in self._registers else self._registers.allocate(var)
 
     def _if(self, binding: Binding, value: If) -> None:
         builder, registers = self._builder, self._registers

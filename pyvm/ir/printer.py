@@ -1,6 +1,6 @@
 """The program as text that reads like Python: one line per binding, struct info and source operator as comments.
 
-Variables that share a name get a suffix, so a name in the text always means one variable of its function.
+Variables that share a name get a suffix, so a name in the text means one variable of its function; "_" is never read.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ class _Printer:
 
     def name(self, var: Var) -> str:
         known = self._names.get(var)
+        if known is None and var.name == "_":
+            return "_"  # what no one reads needs no name
         if known is None:
-            known = var.name or "_"
+            known = var.name
             count = self._taken.get(known, 0)
             while count and f"{known}__{count}" in self._taken:
                 count += 1
@@ -153,7 +155,10 @@ def _attr(value: Any) -> str:
     if isinstance(value, str):
         return _quoted(value)
     if isinstance(value, (tuple, list)):
-        return format_shape(map(_attr, value)) if isinstance(value, tuple) else f"[{', '.join(map(_attr, value))}]"
+        listed = ", ".join(map(_attr, value))
+        if isinstance(value, list):
+            return f"[{listed}]"
+        return f"({listed},)" if len(value) == 1 else f"({listed})"
     if isinstance(value, np.ndarray):
         return _constant(value)
     return str(value)

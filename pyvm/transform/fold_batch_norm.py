@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyvm.ir import Binding, Call, Constant, IRModule
+from pyvm.ir import Binding, Call, Constant, IRModule, VarBinding
 
-from .producers import FusingRewriter, is_call_of
+from .producers import FusingRewriter, both_sources, is_call_of
 
 
 def fold_batch_norm(module: IRModule) -> IRModule:
@@ -25,7 +25,7 @@ class _FoldBatchNorm(FusingRewriter):
         if isinstance(value, Call) and is_call_of(value, "batch_norm"):
             folded = self._folded(value)
             if folded is not None:
-                self.bind(binding, folded)
+                self.keep(VarBinding(binding.var, folded, folded.source))
                 return
         self.keep(binding)
 
@@ -66,7 +66,7 @@ def _into_conv(conv: Call, norm: Call, factor: np.ndarray, mean: np.ndarray, bia
     new_weights = (weights.data.astype(np.float64) * per_row).astype(dtype)
     new_bias = ((start - mean) * factor + bias).astype(dtype)
     args = conv.args[0], Constant(new_weights), Constant(new_bias)
-    return Call(conv.op, args, conv.attrs, norm.struct_info, conv.source)
+    return Call(conv.op, args, conv.attrs, norm.struct_info, both_sources(conv, norm))
 
 
 def _into_gemm(gemm: Call, norm: Call, factor: np.ndarray, mean: np.ndarray, bias: np.ndarray) -> Call | None:
@@ -84,4 +84,4 @@ def _into_gemm(gemm: Call, norm: Call, factor: np.ndarray, mean: np.ndarray, bia
     new_weights = (weights.data.astype(np.float64) * per_column).astype(dtype)
     new_bias = ((start - mean) * factor + bias).astype(dtype)
     args = gemm.args[0], Constant(new_weights), Constant(new_bias)
-    return Call(gemm.op, args, {**gemm.attrs, "beta": 1.0}, norm.struct_info, gemm.source)
+    return Call(gemm.op, args, {**gemm.attrs, "beta": 1.0}, norm.struct_info, both_sources(gemm, norm))

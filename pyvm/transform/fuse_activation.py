@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pyvm.ir import Binding, Call, IRModule
+from pyvm.ir import Binding, Call, IRModule, VarBinding
 
-from .producers import FusingRewriter, is_call_of
+from .producers import FusingRewriter, both_sources, is_call_of
 
 
 def fuse_activation(module: IRModule) -> IRModule:
@@ -20,11 +20,8 @@ class _FuseActivation(FusingRewriter):
             conv = self.sole_producer(value.args[0], "conv")
             if conv is not None and conv.attrs["activation"] == "none":
                 attrs = {**conv.attrs, "activation": "relu"}
-                self.bind(binding, Call(conv.op, conv.args, attrs, value.struct_info, _both(conv, value)))
+                fused = Call(conv.op, conv.args, attrs, value.struct_info, both_sources(conv, value))
+                self.keep(VarBinding(binding.var, fused, fused.source))
                 return
         self.keep(binding)
 
-
-def _both(first: Call, second: Call) -> str | None:
-    sources = [call.source for call in (first, second) if call.source is not None]
-    return " + ".join(sources) or None

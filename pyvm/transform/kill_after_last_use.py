@@ -25,7 +25,8 @@ def kill_after_last_use(module: IRModule) -> IRModule:
     """On every path, a variable that alone keeps memory alive is killed after its last use.
 
     Not killed: parameters (the caller has them), views of the arena (their memory is the arena's), shapes and scalars.
-    A branch that does not read a variable, whose other branch reads it last, kills it at its start.
+    A branch that does not read a variable, whose other branch reads it last, kills it at its start. What a view looks
+    at is not killed if it dies there: the view takes its register.
     """
     functions = {name: _kill_in(function) for name, function in module.functions.items()}
     return IRModule(functions, module.attrs)
@@ -74,6 +75,8 @@ def _sequence(seq: SeqExpr, liveness: Liveness, owners: set[Var]) -> SeqExpr:
                 )
                 binding = VarBinding(binding.var, value, binding.source)
             bindings.append(binding)
+            if takes_over(binding, dead):
+                dead = tuple(var for var in dead if var is not value.args[0])  # type: ignore[attr-defined]
             for var in dead:
                 # What a call returns and nobody reads never reaches a register, except from a function of the module.
                 if var in owners and (var is not binding.var or extern_name(value) is None):
@@ -89,6 +92,17 @@ def _sequence(seq: SeqExpr, liveness: Liveness, owners: set[Var]) -> SeqExpr:
     if entry:
         blocks.append(BindingBlock(entry))
     return SeqExpr(blocks, body)
+
+
+def takes_over(binding: Binding, dead: tuple[Var, ...]) -> bool:
+    """Whether the result of a binding replaces its first operand in the register, which makes a kill unnecessary.
+
+    True for views (they keep alive what they look at) of something that dies here; code generation sees to it.
+    """
+    name = extern_name(binding.value)
+    if name not in (ALLOC_TENSOR_AT, RESHAPE) or binding.var in dead:
+        return False
+    return binding.value.args[0] in dead  # type: ignore[attr-defined]
 
 
 def _kill(var: Var) -> Binding:

@@ -40,10 +40,12 @@ def legalize(module: IRModule) -> IRModule:
     A kernel call gets tensors allocated for its results and is followed by nothing: the results are the allocated
     tensors. Dataflow blocks are gone (calls now have effects), fields of known tuples are read directly.
     """
-    return _Legalize(module).run()
+    return Legalizer(module).run()
 
 
-class _Legalize(Rewriter):
+class Legalizer(Rewriter):
+    """The walk of `legalize`; a subclass may lower operators to other functions."""
+
     def rewrite_function(self, name: str, function: Function) -> Function:
         self._tuples: dict[Var, tuple[Expr, ...]] = {}
         return super().rewrite_function(name, function)
@@ -75,23 +77,24 @@ class _Legalize(Rewriter):
                 self._forward(old_var, binding, fields[value.index])
         elif isinstance(value.op, ExternFunc):
             if value.attrs.get("dps"):
-                self._destination_call(binding, value.op.name, value.args, ())
+                self.destination_call(binding, value.op.name, value.args, ())
             else:
                 self.keep(binding)
         elif isinstance(value.op, (GlobalVar, Var)):
             self.keep(binding)
         else:
-            self._lower(old_var, binding, value, value.op)
+            self.lower_call(old_var, binding, value, value.op)
 
     def _forward(self, old_var: Var, binding: Binding, leaf: Expr) -> None:
         self.replace(old_var, leaf)
         self.replace(binding.var, leaf)
 
-    def _lower(self, old_var: Var, binding: Binding, call: Call, op: Op) -> None:
+    def lower_call(self, old_var: Var, binding: Binding, call: Call, op: Op) -> None:
+        """Writes what an operator becomes. `binding` is the call with new operands, `old_var` what it was bound to."""
         lowered = op.lower(call)
         if isinstance(lowered, KernelCall):
             args = [as_expr(arg) for arg in lowered.args]
-            self._destination_call(binding, lowered.kernel, args, lowered.inplace)
+            self.destination_call(binding, lowered.kernel, args, lowered.inplace)
         elif isinstance(lowered, View):
             self._view(old_var, binding, lowered)
         elif isinstance(lowered, PackedCall):
@@ -119,7 +122,8 @@ class _Legalize(Rewriter):
                 return
         self.bind(binding, extern_call(RESHAPE, (view.x, shape), info))
 
-    def _destination_call(self, binding: Binding, name: str, args: Iterable[Expr], inplace: tuple[int, ...]) -> None:
+    def destination_call(self, binding: Binding, name: str, args: Iterable[Expr], inplace: tuple[int, ...]) -> None:
+        """Allocates the result of a binding and writes the call that fills it."""
         source = binding.source
         outs: list[Expr] = []
         result = self._allocate(binding.value.struct_info, binding, name, outs)

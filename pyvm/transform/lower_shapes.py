@@ -155,8 +155,10 @@ class _LowerShapes(Rewriter):
                         pairs += (PrimValue(_CODE_HEAP), PrimValue(self._slot_with(dim)))
                     else:
                         pairs += (PrimValue(_CODE_IMMEDIATE), PrimValue(dim))
-                args = (self._heap_operand(), PrimValue(len(leaf.values)), *pairs)
-                known = self._emit("vm.builtin.make_shape", args, "shape", leaf.struct_info)
+                n_dims = PrimValue(len(leaf.values))
+                known = self._emit(
+                    "vm.builtin.make_shape", (self._heap_operand(), n_dims, *pairs), "shape", leaf.struct_info
+                )
                 self._shapes[leaf.values] = known
             return known
         return leaf

@@ -57,7 +57,8 @@ def plan_memory(module: IRModule) -> IRModule:
     Tensors of known size that stay inside their function lie in one arena per call, at 64-byte aligned offsets; its
     size is the function attribute "arena_bytes" (and "tensor_bytes" what it would take without sharing). Tensors of
     symbolic size get storages at run time; one is used again when the size is provably equal. Tensors that leave the
-    function, or reach a callee that may keep them, have a storage of their own.
+    function, or reach a callee that may keep them, have a storage of their own. Where a kernel may work in place and
+    its input dies, the input is passed as the output too.
     """
     functions = {name: _PlanFunction(function).run() for name, function in module.functions.items()}
     return IRModule(functions, module.attrs)
@@ -77,6 +78,7 @@ class _Buffer:
     nbytes: Prim
     escapes: bool = False
     merged_into: _Buffer | None = None
+    same_as: Var | None = None  # with merged_into: the variable that this tensor can simply be
     offset: int = -1
     storage: _Storage | None = None
 
@@ -120,7 +122,7 @@ class _PlanFunction:
         buffers = list(facts.buffers.values())
         static = [b for b in buffers if b.merged_into is None and not b.escapes and isinstance(b.nbytes, int)]
         arena_bytes = place_buffers(static)
-        tensor_bytes = sum(_aligned(b.nbytes) for b in buffers if isinstance(b.nbytes, int) and not b.escapes)
+        tensor_bytes = sum(_aligned(b.nbytes) for b in buffers if isinstance(b.nbytes, int) and not b.root().escapes)
         planned = _EmitPlan(self.function, facts, arena_bytes).run_function()
         attrs = {**self.function.attrs, "arena_bytes": arena_bytes, "tensor_bytes": tensor_bytes}
         return Function(planned.params, planned.body, planned.ret_struct_info, attrs)
@@ -199,7 +201,7 @@ class _PlanFunction:
         n_destinations: int = call.attrs[DESTINATIONS]
         inputs = call.args[: len(call.args) - n_destinations]
         out = self.facts.buffers[call.args[len(inputs)]]  # type: ignore[index]
-        if out.escapes or out.merged_into is not None:
+        if out.merged_into is not None:
             return
         for index in call.attrs[INPLACE]:
             donors = self._bases_of(inputs[index])
@@ -216,7 +218,9 @@ class _PlanFunction:
             )
             if fits and donor.nbytes == out.nbytes:
                 out.merged_into = donor
+                out.same_as = inputs[index]  # type: ignore[assignment]
                 donor.end = out.end
+                donor.escapes = out.escapes  # a result of the function is then made in its own storage all along
                 return
 
 
@@ -361,7 +365,8 @@ class _EmitPlan(Rewriter):
 
     def visit(self, binding: Binding) -> None:
         if self._arena is None and self._arena_bytes and len(self._scopes) == 1:
-            self._arena = self._storage("arena", self._arena_bytes, {ARENA: True})
+            arena_shape = ShapeExpr((self._arena_bytes,))
+            self._arena = self._storage("arena", arena_shape, DataTypeImm("uint8"), {ARENA: True})
         if isinstance(binding.value, If):
             self._release(self._position)
             self._position += 1
@@ -386,17 +391,20 @@ class _EmitPlan(Rewriter):
     def _allocate(self, binding: Binding) -> None:
         value = binding.value
         assert isinstance(value, Call)
-        buffer = self._facts.buffers[binding.var].root()
+        buffer = self._facts.buffers[binding.var]
+        if buffer.same_as is not None:
+            self.replace(binding.var, self.leaf(buffer.same_as))
+            return
         shape, dtype = value.args
         offset = 0
         if buffer.offset >= 0:
             assert self._arena is not None
             storage, offset = self._arena, buffer.offset
-        elif buffer.escapes:
-            storage = self._storage("storage", buffer.nbytes)
         else:
             if buffer.storage is None:
-                buffer.storage = self._reuse(buffer.nbytes) or self._new_storage(buffer.nbytes)
+                known = None if buffer.escapes else self._reuse(buffer.nbytes)
+                # Product of the dims times the bytes of the dtype, so the size needs no expression of its own.
+                buffer.storage = known or self._new_storage(buffer.nbytes, shape, dtype)
             storage = buffer.storage.var
         args = (storage, PrimValue(offset), shape, dtype)
         self.bind(binding, extern_call(ALLOC_TENSOR_AT, args, value.struct_info, None, binding.source))
@@ -409,14 +417,13 @@ class _EmitPlan(Rewriter):
                 return storage
         return None
 
-    def _new_storage(self, nbytes: Prim) -> _Storage:
-        storage = _Storage(self._storage("storage", nbytes), nbytes)
+    def _new_storage(self, nbytes: Prim, shape: Expr, dtype: Expr) -> _Storage:
+        storage = _Storage(self._storage("storage", shape, dtype), nbytes)
         self._scopes[-1].append(storage)
         return storage
 
-    def _storage(self, name: str, nbytes: Prim, attrs: dict[str, object] | None = None) -> Var:
-        args = (ShapeExpr((nbytes,)), PrimValue(0), DataTypeImm("uint8"), StringImm("global"))
-        call = extern_call(ALLOC_STORAGE, args, None, attrs)
+    def _storage(self, name: str, shape: Expr, dtype: Expr, attrs: dict[str, object] | None = None) -> Var:
+        call = extern_call(ALLOC_STORAGE, (shape, PrimValue(0), dtype, StringImm("global")), None, attrs)
         var = Var(self.bb.unique_name(name), call.struct_info)
         self.keep(VarBinding(var, call))
         return var

@@ -33,4 +33,11 @@ class FusingRewriter(Rewriter):
 
 def is_call_of(value: Expr, op_name: str) -> bool:
     """Whether a bound value is a call of the operator of this name."""
-    return isinstance(value, Call) and not isinstance(value.op, (ExternFunc, GlobalVar, Var)) and value.op.name == op_name
+    if not isinstance(value, Call) or isinstance(value.op, (ExternFunc, GlobalVar, Var)):
+        return False
+    return value.op.name == op_name
+
+
+def both_sources(first: Call, second: Call) -> str | None:
+    """The source of a call that does the work of two."""
+    return " + ".join(call.source for call in (first, second) if call.source is not None) or None

@@ -27,7 +27,13 @@ typedef struct ArgShape {
 
 static FailFn args_sink;
 static void args_bind(FailFn sink) { args_sink = sink; }
-#define ARG_FAIL(kind, ...) fail_format(args_sink, kind, __VA_ARGS__)
+#define ARG_FAIL(kind, ...) (fail_format(args_sink, kind, __VA_ARGS__), -1)
+
+/* Visibly -1 to the compiler, which then knows that what follows a passed check is initialised. */
+#define arg_fail_kind(...) (arg_fail_kind_(__VA_ARGS__), -1)
+#define arg_fail_tensor(...) (arg_fail_tensor_(__VA_ARGS__), -1)
+#define arg_fail_pair(...) (arg_fail_pair_(__VA_ARGS__), -1)
+#define arg_fail_one(...) (arg_fail_one_(__VA_ARGS__), -1)
 
 /* ---- one argument ---------------------------------------------------------------------------------------------- */
 
@@ -41,11 +47,11 @@ static inline int arg_count_min(const char *op, int32_t n_args, int32_t least) {
   return ARG_FAIL(ERR_TYPE, "%s: takes at least %d arguments, got %d", op, least, n_args);
 }
 
-__attribute__((noinline, cold)) static int arg_fail_kind(const char *op, int32_t i, const char *wanted, const Value *v) {
+__attribute__((noinline, cold)) static int arg_fail_kind_(const char *op, int32_t i, const char *wanted, const Value *v) {
   return ARG_FAIL(ERR_TYPE, "%s: argument %d must be %s, got a value of type index %d", op, i, wanted, value_type(v));
 }
 
-__attribute__((noinline, cold)) static int arg_fail_tensor(const char *op, int32_t i, const DLTensor *t) {
+__attribute__((noinline, cold)) static int arg_fail_tensor_(const char *op, int32_t i, const DLTensor *t) {
   if (t->device_type != 1)
     return ARG_FAIL(ERR_VALUE, "%s: argument %d is on device type %d, kernels run on 1 (cpu)", op, i, t->device_type);
   if (t->ndim < 0 || t->ndim > ARGS_MAX_NDIM)
@@ -171,7 +177,7 @@ static const char *arg_describe(char *text, size_t size, const ArgTensor *t) {
 }
 
 /* "op: <fact>: a is (2, 3) float32, b is (3,) int64" */
-__attribute__((noinline, cold)) static int arg_fail_pair(const char *op, int kind, const char *fact, const char *a_name,
+__attribute__((noinline, cold)) static int arg_fail_pair_(const char *op, int kind, const char *fact, const char *a_name,
                                                          const ArgTensor *a, const char *b_name, const ArgTensor *b) {
   char text_a[128], text_b[128];
   return ARG_FAIL(kind, "%s: %s: %s is %s, %s is %s", op, fact, a_name, arg_describe(text_a, sizeof text_a, a), b_name,
@@ -179,7 +185,7 @@ __attribute__((noinline, cold)) static int arg_fail_pair(const char *op, int kin
 }
 
 /* "op: <fact>: name is (2, 3) float32" */
-__attribute__((noinline, cold)) static int arg_fail_one(const char *op, int kind, const char *fact, const char *name,
+__attribute__((noinline, cold)) static int arg_fail_one_(const char *op, int kind, const char *fact, const char *name,
                                                         const ArgTensor *t) {
   char text[128];
   return ARG_FAIL(kind, "%s: %s: %s is %s", op, fact, name, arg_describe(text, sizeof text, t));

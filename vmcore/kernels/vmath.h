@@ -14,7 +14,7 @@ typedef float VMFN(vf_any) __attribute__((vector_size(VM_VEC), aligned(4), may_a
 
 #define VF_SET(c) ((vf){} + (c))
 #define VI_SET(c) ((vi){} + (c))
-#define VF_LOAD(p) (*(const VMFN(vf_any) *)(p))
+#define VF_LOAD(p) ((vf)(*(const VMFN(vf_any) *)(p)))
 #define VF_STORE(p, v) (*(VMFN(vf_any) *)(p) = (v))
 #define VF_SELECT(mask, a, b) ((vf)(((vi)(a) & (mask)) | ((vi)(b) & ~(mask))))
 #define VF_ABS(x) ((vf)((vi)(x)&0x7fffffff))
@@ -146,9 +146,24 @@ VM_INLINE vf VMFN(verf)(vf x) {
 }
 
 VM_INLINE float VMFN(vsum)(vf v) {
+#if VM_ISA == 2
+  return _mm512_reduce_add_ps((__m512)v);
+#else
   float s = 0.0f;
   for (int i = 0; i < VL; ++i) s += v[i];
   return s;
+#endif
+}
+
+/* The largest lane; lanes must not be NaN. */
+VM_INLINE float VMFN(vhighest)(vf v) {
+#if VM_ISA == 2
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  float top = v[0];
+  for (int i = 1; i < VL; ++i) top = v[i] > top ? v[i] : top;
+  return top;
+#endif
 }
 
 /* Lanes below n from p, the others `fill`. */
@@ -170,4 +185,15 @@ VM_INLINE void VMFN(vstore_part)(float *p, int64_t n, vf v) {
   VF_STORE(lanes, v);
   memcpy(p, lanes, (size_t)n * 4);
 #endif
+}
+
+/* The first m <= VL lanes; the unused ones are 0. */
+VM_INLINE vf VMFN(vload_upto)(const float *p, int64_t m) {
+  if (m == VL) return VF_LOAD(p);
+  return VMFN(vload_part)(p, m, 0.0f);
+}
+
+VM_INLINE void VMFN(vstore_upto)(float *p, int64_t m, vf v) {
+  if (m == VL) VF_STORE(p, v);
+  else VMFN(vstore_part)(p, m, v);
 }

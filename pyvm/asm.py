@@ -105,6 +105,30 @@ def _is_whole(words: list[int]) -> bool:
     return instruction_words(np.array(words, dtype=np.int64), 0) == len(words)
 
 
+def instruction_text(executable: VMExecutable, pc: int) -> str:
+    """One instruction of a verified executable as the assembler writes it, jumps relative; for tracebacks."""
+    start = int(executable.instr_offset[pc])
+    stop = int(executable.instr_offset[pc + 1]) if pc + 1 < len(executable.instr_offset) else None
+    words = executable.instr_data[start:stop].tolist()
+
+    def arg(word: int) -> str:
+        kind, value = unpack_arg(word)
+        if kind == _REGISTER:
+            return register_name(value)
+        if kind == _IMMEDIATE:
+            return str(value)
+        return f"c[{value}]" if kind == _CONSTANT else f"@{executable.functions[value].name}"
+
+    if words[0] == _RET:
+        return f"ret {register_name(words[1])}"
+    if words[0] == _GOTO:
+        return f"goto {words[1]:+d}"
+    if words[0] == _IF:
+        return f"if {register_name(words[1])}, {words[2]:+d}"
+    result = "" if words[1] == VOID_REGISTER else f" -> {register_name(words[1])}"
+    return f"call @{executable.functions[words[2]].name} ({', '.join(map(arg, words[4:]))}){result}"
+
+
 # ---- TVM's text
 
 

@@ -66,6 +66,74 @@ __attribute__((unused)) static int64_t tensor_set_shape(TensorObj *t, const int6
   return t->nbytes;
 }
 
+/* Spare tensor headers of one running invocation; no lock, because one thread uses it at a time. */
+#define TENSOR_CACHE_SIZE 64
+typedef struct TensorCache {
+  TensorObj *head; /* chained through `owner` */
+  int32_t size;
+} TensorCache;
+
+static inline TensorObj *tensor_cache_get(TensorCache *cache) {
+  TensorObj *t = cache->head;
+  if (VM_LIKELY(t != NULL)) {
+    cache->head = (TensorObj *)t->owner;
+    --cache->size;
+    return t;
+  }
+  return (TensorObj *)malloc(sizeof(TensorObj));
+}
+
+__attribute__((unused)) static void tensor_cache_clear(TensorCache *cache) {
+  while (cache->head) {
+    TensorObj *t = cache->head;
+    cache->head = (TensorObj *)t->owner;
+    free(t);
+  }
+  cache->size = 0;
+}
+
+/* Drops the last reference to an own tensor and keeps its header, when there is room. */
+__attribute__((noinline, unused)) static void tensor_recycle(TensorCache *cache, TensorObj *t) {
+  if (t->dl.ndim > TENSOR_INLINE_NDIM || cache->size >= TENSOR_CACHE_SIZE) {
+    tensor_delete(t, OBJ_DELETE_BOTH);
+    return;
+  }
+  if (t->storage) object_release(t->storage);
+  if (t->release_owner) t->release_owner(t->owner);
+  t->owner = cache->head;
+  cache->head = t;
+  ++cache->size;
+}
+
+/* Releases the reference that the two words of a Value held. A count of exactly one strong and one weak reference means
+ * that nobody else can reach the object, so that its count needs no atomic access any more. */
+static inline void value_drop(TensorCache *cache, uint64_t tag, int64_t bits) {
+  if ((int32_t)tag < VT_OBJECT) return;
+  Object *o = (Object *)bits;
+  if (tag == VT_TENSOR && __atomic_load_n(&o->counts, __ATOMIC_ACQUIRE) == OBJ_NEW_COUNTS && object_is_own(o)) {
+    tensor_recycle(cache, (TensorObj *)o);
+    return;
+  }
+  object_release(o);
+}
+
+/* `v` becomes none; what it held is released through the cache. */
+static inline void value_reset(TensorCache *cache, Value *v) {
+  uint64_t tag = v->tag;
+  int64_t bits = v->bits;
+  v->tag = VT_NONE;
+  value_drop(cache, tag, bits);
+}
+
+/* dst := src, src becomes none, what dst held is released through the cache. */
+static inline void value_replace(TensorCache *cache, Value *dst, Value *src) {
+  uint64_t tag = src->tag, old_tag = dst->tag;
+  int64_t bits = src->bits, old_bits = dst->bits;
+  src->tag = VT_NONE;
+  value_set(dst, tag, bits);
+  value_drop(cache, old_tag, old_bits);
+}
+
 /* ---- shapes, strings, arrays ---- */
 
 __attribute__((unused)) static ShapeObj *shape_new(const int64_t *dims, uint64_t size) {
@@ -91,14 +159,43 @@ __attribute__((unused)) static StrObj *str_new(const char *text, uint64_t size) 
   return s;
 }
 
-__attribute__((unused)) static void array_delete(void *self, int how) {
-  ArrayObj *a = (ArrayObj *)self;
+/* Containers can be nested without bound by a program, their deletion must not be: past DELETE_DEPTH levels an object is
+ * put on a per-thread list that the outermost deletion drains. */
+#define DELETE_DEPTH 32
+typedef struct DeleteState {
+  int depth;
+  Object *deferred; /* chained through `counts`, which are dead by then */
+} DeleteState;
+static __thread DeleteState vm_delete_state __attribute__((unused));
+
+/* Runs `clear` (which drops the members) for `self`, now or later, then frees its memory if `how` says so. */
+__attribute__((unused)) static void container_delete(void *self, int how, void (*clear)(void *)) {
+  DeleteState *state = &vm_delete_state;
   if (how & OBJ_DELETE_STRONG) {
-    for (int64_t i = 0; i < a->size; ++i) value_clear(&a->data[i]);
-    a->size = 0;
+    if (state->depth >= DELETE_DEPTH && how == OBJ_DELETE_BOTH) {
+      ((Object *)self)->counts = (uint64_t)(uintptr_t)state->deferred;
+      state->deferred = (Object *)self;
+      return;
+    }
+    ++state->depth;
+    clear(self);
+    --state->depth;
   }
   if (how & OBJ_DELETE_WEAK) free(self);
+  while (state->depth == 0 && state->deferred) {
+    Object *next = state->deferred;
+    state->deferred = (Object *)(uintptr_t)next->counts;
+    next->deleter(next, OBJ_DELETE_BOTH);
+  }
 }
+
+static void array_clear(void *self) {
+  ArrayObj *a = (ArrayObj *)self;
+  for (int64_t i = 0; i < a->size; ++i) value_clear(&a->data[i]);
+  a->size = 0;
+}
+
+__attribute__((unused)) static void array_delete(void *self, int how) { container_delete(self, how, array_clear); }
 
 /* Items start as none. */
 __attribute__((unused)) static ArrayObj *array_new(int64_t size) {
@@ -111,6 +208,45 @@ __attribute__((unused)) static ArrayObj *array_new(int64_t size) {
   a->data_deleter = NULL;
   memset(a->items, 0, (size_t)size * sizeof(Value));
   return a;
+}
+
+/* A function of a virtual machine with its captured trailing arguments. Starts like a FunctionObj, so that foreign code
+ * can call it through safe_call. */
+typedef struct ClosureObj {
+  Object head;
+  PackedFn safe_call;
+  void *cpp_call;
+  Object *machine; /* owned: a closure may outlive the VirtualMachine that made it */
+  int32_t func_index;
+  int32_t n_saved;
+  Value saved[];
+} ClosureObj;
+
+static void closure_clear(void *self) {
+  ClosureObj *c = (ClosureObj *)self;
+  for (int32_t i = 0; i < c->n_saved; ++i) value_clear(&c->saved[i]);
+  c->n_saved = 0;
+  if (c->machine) object_release(c->machine);
+  c->machine = NULL;
+}
+
+__attribute__((unused)) static void closure_delete(void *self, int how) { container_delete(self, how, closure_clear); }
+
+/* Retains `machine`; the saved values start as none. */
+__attribute__((unused)) static ClosureObj *closure_new(Object *machine, int32_t func_index, int32_t n_saved,
+                                                       PackedFn safe_call) {
+  ClosureObj *c = (ClosureObj *)malloc(sizeof(ClosureObj) + (size_t)n_saved * sizeof(Value));
+  if (c == NULL) return NULL;
+  object_init(&c->head, VT_CLOSURE, closure_delete);
+  c->head.flags = OBJ_OWN;
+  c->safe_call = safe_call;
+  c->cpp_call = NULL;
+  object_retain(machine);
+  c->machine = machine;
+  c->func_index = func_index;
+  c->n_saved = n_saved;
+  memset(c->saved, 0, (size_t)n_saved * sizeof(Value));
+  return c;
 }
 
 /* The characters of a string value, or NULL when `v` is no string. `size` may be NULL. */

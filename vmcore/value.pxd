@@ -2,6 +2,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "vmcore/value.h" nogil:
+    const uint64_t OBJ_NEW_COUNTS
     ctypedef struct Value:
         uint64_t tag
         int64_t bits

@@ -12,13 +12,13 @@ fall-through, undefined-register (a register is written on every path before it 
 
 Cost: one pass over the words, and for functions with jumps a data-flow analysis. That one is bounded: a program whose
 analysis would need more than MAX_FLOW_WORK steps is refused (rule flow-limit); compiled models stay far below it.
-Memory is linear in the size of the code.
+Memory is linear in the size of the code. Steps are counted over the whole executable.
 
 Code that no path reaches must be well-formed all the same; only undefined-register does not apply to it.
 """
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
 from vmcore.isa cimport (
@@ -175,12 +175,12 @@ cdef int check_call(
 
 cdef int check_operands(
     const int64_t* offsets, const int64_t* data, const FunctionRow* functions, int64_t n_functions, int64_t index,
-    int64_t n_constants, bint* has_jumps, CodeFailure* f,
+    int64_t n_constants, bint* one_block, CodeFailure* f,
 ) noexcept nogil:
     cdef FunctionRow row = functions[index]
     cdef int64_t pc, op, offset, last
     cdef const int64_t* words
-    has_jumps[0] = False
+    one_block[0] = True
     for pc in range(row.start_instr, row.end_instr):
         words = data + offsets[pc]
         op = words[0]
@@ -191,6 +191,8 @@ cdef int check_operands(
         if op == Opcode.OP_RET:
             if not (0 <= words[1] < row.register_file_size or is_special(words[1])):
                 return fail_code(f, RULE_RET_REGISTER, index, pc, words[1], row.register_file_size)
+            if pc != row.end_instr - 1:
+                one_block[0] = False
             continue
         if op == Opcode.OP_GOTO:
             offset = words[1]
@@ -205,7 +207,7 @@ cdef int check_operands(
         # Compared before adding: the sum of a hostile offset may overflow.
         if not row.start_instr - pc <= offset < row.end_instr - pc:
             return fail_code(f, RULE_JUMP_TARGET, index, pc, <int64_t>(<uint64_t>pc + <uint64_t>offset), row.end_instr - 1)
-        has_jumps[0] = True
+        one_block[0] = False
     last = data[offsets[row.end_instr - 1]]
     if last != Opcode.OP_RET and last != Opcode.OP_GOTO:
         return fail_code(f, RULE_FALL_THROUGH, index, row.end_instr - 1, last, 0)
@@ -214,9 +216,9 @@ cdef int check_operands(
 
 # ---- definition before use
 #
-# A register is a candidate if some block reads it before writing it. Candidates are analysed 64 at a time: the state
-# of a block is the set of candidates that some path from the entry leaves unwritten. It only grows, at most 64 times
-# per block, and a worklist carries growth to the successors.
+# A register is a candidate if some block reads it before writing it. From each such read a walk goes backwards through
+# the predecessors, stopping at blocks that write the register; if it arrives at the entry, a path there writes nothing.
+# The cost is that of the live ranges across blocks: next to nothing for straight-line code.
 
 ctypedef struct Mention:  # a block writes a candidate, or reads it before writing it
     int32_t block
@@ -250,14 +252,14 @@ cdef inline void successors(
 
 
 cdef int32_t find_blocks(
-    const int64_t* offsets, const int64_t* data, int64_t start, int64_t end, bint has_jumps, Flow* flow
+    const int64_t* offsets, const int64_t* data, int64_t start, int64_t end, bint one_block, Flow* flow
 ) noexcept nogil:
     """Fills `block_of` and `first_pc`; returns the number of blocks."""
     cdef int64_t pc
     cdef int32_t n_blocks = 0
     cdef const int64_t* words
     memset(flow.block_of, 0, <size_t>(end - start) * sizeof(int32_t))
-    if has_jumps:
+    if not one_block:
         for pc in range(start, end):
             words = data + offsets[pc]
             if words[0] == Opcode.OP_CALL:
@@ -296,118 +298,134 @@ cdef inline void note_read(
     n_reads[0] += 1
 
 
-cdef void sort_by_slice(
-    const Mention* mentions, int64_t n, int64_t* starts, int64_t n_slices, Mention* out
+cdef void sort_by_candidate(
+    const Mention* mentions, int64_t n, int64_t* starts, int64_t n_candidates, int32_t* blocks
 ) noexcept nogil:
-    """Counting sort by candidate // 64; slice s ends up in out[starts[s] : starts[s + 1]]. `starts` has n_slices + 2."""
-    cdef int64_t i, s
-    memset(starts, 0, <size_t>(n_slices + 2) * sizeof(int64_t))
+    """Counting sort: the blocks of candidate c become blocks[starts[c] : starts[c + 1]], in their order.
+
+    `starts` has n_candidates + 2 entries.
+    """
+    cdef int64_t i, c
+    memset(starts, 0, <size_t>(n_candidates + 2) * sizeof(int64_t))
     for i in range(n):
-        starts[(mentions[i].candidate >> 6) + 2] += 1
-    for s in range(2, n_slices + 2):
-        starts[s] += starts[s - 1]
+        starts[mentions[i].candidate + 2] += 1
+    for c in range(2, n_candidates + 2):
+        starts[c] += starts[c - 1]
     for i in range(n):
-        s = (mentions[i].candidate >> 6) + 1
-        out[starts[s]] = mentions[i]
-        starts[s] += 1
+        c = mentions[i].candidate + 1
+        blocks[starts[c]] = mentions[i].block
+        starts[c] += 1
+
+
+cdef void find_predecessors(
+    const int64_t* offsets, const int64_t* data, int64_t start, int32_t n_blocks, const Flow* flow,
+    int32_t* starts, int32_t* predecessors,
+) noexcept nogil:
+    """Those of block b become predecessors[starts[b] : starts[b + 1]]; `starts` has n_blocks + 2 entries."""
+    cdef int32_t block
+    cdef int32_t[2] next_blocks
+    cdef int k
+    memset(starts, 0, <size_t>(n_blocks + 2) * sizeof(int32_t))
+    for block in range(n_blocks):
+        successors(offsets, data, start + flow.first_pc[block + 1] - 1, start, flow.block_of, next_blocks)
+        for k in range(2):
+            if next_blocks[k] >= 0:
+                starts[next_blocks[k] + 2] += 1
+    for block in range(2, n_blocks + 2):
+        starts[block] += starts[block - 1]
+    for block in range(n_blocks):
+        successors(offsets, data, start + flow.first_pc[block + 1] - 1, start, flow.block_of, next_blocks)
+        for k in range(2):
+            if next_blocks[k] >= 0:
+                predecessors[starts[next_blocks[k] + 1]] = block
+                starts[next_blocks[k] + 1] += 1
 
 
 cdef int report_undefined(
-    const int64_t* offsets, const int64_t* data, int64_t start, int64_t index, int32_t block, uint64_t missing,
-    int64_t slice_, int32_t function_stamp, Flow* flow, CodeFailure* f,
+    const int64_t* offsets, const int64_t* data, int64_t start, int64_t index, int32_t block, int32_t candidate,
+    int32_t function_stamp, const Flow* flow, CodeFailure* f,
 ) noexcept nogil:
-    """Finds the first read of a register of `missing` in the block. No write can come before it: it is a candidate."""
-    cdef int64_t pc, i, register
-    cdef int64_t n_words
+    """Finds the first read of the candidate in a block that reads it before writing it."""
+    cdef int64_t pc, i, register, first, n_words
     cdef const int64_t* words
     for pc in range(start + flow.first_pc[block], start + flow.first_pc[block + 1]):
         words = data + offsets[pc]
-        n_words = CALL_WORDS + words[3] if words[0] == Opcode.OP_CALL else 2
-        for i in range(CALL_WORDS if words[0] == Opcode.OP_CALL else 1, n_words):
+        if words[0] == Opcode.OP_GOTO:
+            continue
+        first, n_words = 1, 2
+        if words[0] == Opcode.OP_CALL:
+            first, n_words = CALL_WORDS, CALL_WORDS + words[3]
+        for i in range(first, n_words):
             register = words[i]
             if words[0] == Opcode.OP_CALL:
                 if isa_arg_kind(words[i]) != ArgKind.ARG_REGISTER:
                     continue
                 register = isa_arg_value(words[i])
-            elif words[0] == Opcode.OP_GOTO:
-                continue
-            if register >= ISA_VOID_REGISTER or flow.candidate_stamp[register] != function_stamp:
-                continue
-            if flow.candidate_of[register] >> 6 == slice_ and missing >> (flow.candidate_of[register] & 63) & 1:
+            if register < ISA_VOID_REGISTER and flow.candidate_stamp[register] == function_stamp \
+                    and flow.candidate_of[register] == candidate:
                 return fail_code(f, RULE_UNDEFINED_REGISTER, index, pc, register, 0)
     return fail_code(f, RULE_UNDEFINED_REGISTER, index, start + flow.first_pc[block], -1, 0)
 
 
-cdef int propagate(
-    const int64_t* offsets, const int64_t* data, const FunctionRow* row, int64_t index, int32_t n_blocks,
-    int32_t n_candidates, const Mention* reads, const int64_t* read_starts, const Mention* writes,
-    const int64_t* write_starts, int32_t function_stamp, Flow* flow, uint64_t* unwritten, uint64_t* written,
-    int32_t* queue, uint8_t* queued, CodeFailure* f,
+cdef int walk_back(
+    const int32_t* predecessor_starts, const int32_t* predecessors, int32_t n_candidates,
+    const int32_t* reads, const int64_t* read_starts, const int32_t* writes, const int64_t* write_starts,
+    int32_t* visited, int32_t* written, int32_t* stack, int64_t* work, int32_t* bad_block, int32_t* bad_candidate,
 ) noexcept nogil:
-    cdef int64_t n_slices = (n_candidates + 63) >> 6
-    cdef int64_t s, i, head, count
-    cdef int32_t block, successor
-    cdef int32_t next_blocks[2]
-    cdef uint64_t leaving, missing
-    cdef int k
-    for s in range(n_slices):
-        memset(unwritten, 0, <size_t>n_blocks * sizeof(uint64_t))
-        memset(written, 0, <size_t>n_blocks * sizeof(uint64_t))
-        for i in range(write_starts[s], write_starts[s + 1]):
-            written[writes[i].block] |= <uint64_t>1 << (writes[i].candidate & 63)
-        unwritten[0] = ~<uint64_t>0 if s + 1 < n_slices or n_candidates & 63 == 0 else \
-            (<uint64_t>1 << (n_candidates & 63)) - 1
-        flow.work += n_blocks
-        memset(queued, 0, <size_t>n_blocks)
-        queue[0], queued[0], head, count = 0, 1, 0, 1
-        while count:
-            block = queue[head]
-            head = head + 1 if head + 1 < n_blocks else 0
-            count -= 1
-            queued[block] = 0
-            flow.work += 1
-            if flow.work > FLOW_WORK_LIMIT:
-                return fail_code(f, RULE_FLOW_LIMIT, index, -1, flow.work, FLOW_WORK_LIMIT)
-            leaving = unwritten[block] & ~written[block]
-            if leaving == 0:
+    """0; 1 with the block and candidate of an undefined read; 2 if the analysis takes too many steps.
+
+    `visited` and `written` hold per block the stamp of the last candidate and start as zeros.
+    """
+    cdef int32_t candidate, stamp, block, predecessor
+    cdef int64_t i, k, depth
+    for candidate in range(n_candidates):
+        stamp = candidate + 1
+        for i in range(write_starts[candidate], write_starts[candidate + 1]):
+            written[writes[i]] = stamp
+        for i in range(read_starts[candidate], read_starts[candidate + 1]):
+            if visited[reads[i]] == stamp:
                 continue
-            successors(offsets, data, row.start_instr + flow.first_pc[block + 1] - 1, row.start_instr,
-                       flow.block_of, next_blocks)
-            for k in range(2):
-                successor = next_blocks[k]
-                if successor < 0 or unwritten[successor] | leaving == unwritten[successor]:
-                    continue
-                unwritten[successor] |= leaving
-                if not queued[successor]:
-                    queued[successor] = 1
-                    queue[(head + count) % n_blocks] = successor
-                    count += 1
-        # `reads` are in block order: the first hit is the first block of this slice.
-        for i in range(read_starts[s], read_starts[s + 1]):
-            block = reads[i].block
-            missing = unwritten[block] & (<uint64_t>1 << (reads[i].candidate & 63))
-            if missing:
-                return report_undefined(offsets, data, row.start_instr, index, block, missing, s, function_stamp,
-                                        flow, f)
+            visited[reads[i]] = stamp
+            stack[0], depth = reads[i], 1
+            while depth:
+                depth -= 1
+                block = stack[depth]
+                work[0] += 1
+                if block == 0:
+                    bad_block[0], bad_candidate[0] = reads[i], candidate
+                    return 1
+                for k in range(predecessor_starts[block], predecessor_starts[block + 1]):
+                    predecessor = predecessors[k]
+                    if visited[predecessor] != stamp and written[predecessor] != stamp:
+                        visited[predecessor] = stamp
+                        stack[depth] = predecessor
+                        depth += 1
+            if work[0] > FLOW_WORK_LIMIT:
+                return 2
     return 0
 
 
 cdef int check_flow(
-    const int64_t* offsets, const int64_t* data, const FunctionRow* row, int64_t index, bint has_jumps, Flow* flow,
+    const int64_t* offsets, const int64_t* data, const FunctionRow* row, int64_t index, bint one_block, Flow* flow,
     CodeFailure* f,
 ) noexcept nogil:
     cdef int64_t start = row.start_instr, end = row.end_instr, regs = row.register_file_size
     cdef int32_t function_stamp = <int32_t>(index + 1)
-    cdef int32_t n_blocks = find_blocks(offsets, data, start, end, has_jumps, flow)
+    cdef int32_t n_blocks = find_blocks(offsets, data, start, end, one_block, flow)
     cdef int32_t n_candidates = 0, block
-    cdef int64_t n_reads = 0, n_writes = 0, pc, i, dst, n_slices
+    cdef int32_t bad_block = 0, bad_candidate = 0
+    cdef int64_t n_reads = 0, n_writes = 0, pc, i, dst
     cdef int64_t capacity = (offsets[end - 1] - offsets[start]) + 2  # words of the function but the last's: >= mentions
     cdef const int64_t* words
-    cdef Mention* mentions = NULL
-    cdef Mention* sorted_mentions = NULL
-    cdef int64_t* starts = NULL
-    cdef uint64_t* masks = NULL
-    cdef int32_t* queue = NULL
+    cdef Mention* mentions
+    cdef int64_t* starts
+    cdef int32_t* blocks
+    cdef int32_t* graph
+    cdef int32_t* visited
+    cdef int32_t* written
+    cdef int32_t* stack
+    cdef int32_t* predecessor_starts
+    cdef int32_t* predecessors
     cdef int status = -2
     # One buffer: reads from the front; later, writes behind them (a word is a read or a write, never both).
     mentions = <Mention*>PyMem_RawMalloc(<size_t>capacity * sizeof(Mention))
@@ -444,22 +462,26 @@ cdef int check_flow(
             mentions[n_reads + n_writes].block = block
             mentions[n_reads + n_writes].candidate = flow.candidate_of[dst]
             n_writes += 1
-    n_slices = (n_candidates + 63) >> 6
-    sorted_mentions = <Mention*>PyMem_RawMalloc(<size_t>(n_reads + n_writes) * sizeof(Mention))
-    starts = <int64_t*>PyMem_RawMalloc(<size_t>(2 * (n_slices + 2)) * sizeof(int64_t))
-    masks = <uint64_t*>PyMem_RawMalloc(<size_t>n_blocks * (2 * sizeof(uint64_t)))
-    queue = <int32_t*>PyMem_RawMalloc(<size_t>n_blocks * (sizeof(int32_t) + 1))
-    if sorted_mentions != NULL and starts != NULL and masks != NULL and queue != NULL:
-        sort_by_slice(mentions, n_reads, starts, n_slices, sorted_mentions)
-        sort_by_slice(mentions + n_reads, n_writes, starts + n_slices + 2, n_slices, sorted_mentions + n_reads)
-        status = propagate(
-            offsets, data, row, index, n_blocks, n_candidates, sorted_mentions, starts, sorted_mentions + n_reads,
-            starts + n_slices + 2, function_stamp, flow, masks, masks + n_blocks, queue, <uint8_t*>(queue + n_blocks), f,
+    starts = <int64_t*>PyMem_RawMalloc(<size_t>(2 * (n_candidates + 2)) * sizeof(int64_t))
+    blocks = <int32_t*>PyMem_RawMalloc(<size_t>(n_reads + n_writes) * sizeof(int32_t))
+    graph = <int32_t*>PyMem_RawCalloc(<size_t>n_blocks * 6 + 2, sizeof(int32_t))
+    if starts != NULL and blocks != NULL and graph != NULL:
+        sort_by_candidate(mentions, n_reads, starts, n_candidates, blocks)
+        sort_by_candidate(mentions + n_reads, n_writes, starts + n_candidates + 2, n_candidates, blocks + n_reads)
+        visited, written, stack = graph, graph + n_blocks, graph + 2 * n_blocks
+        predecessor_starts, predecessors = graph + 3 * n_blocks, graph + 4 * n_blocks + 2
+        find_predecessors(offsets, data, start, n_blocks, flow, predecessor_starts, predecessors)
+        status = walk_back(
+            predecessor_starts, predecessors, n_candidates, blocks, starts, blocks + n_reads,
+            starts + n_candidates + 2, visited, written, stack, &flow.work, &bad_block, &bad_candidate,
         )
-    PyMem_RawFree(queue)
-    PyMem_RawFree(masks)
+        if status == 1:
+            status = report_undefined(offsets, data, start, index, bad_block, bad_candidate, function_stamp, flow, f)
+        elif status == 2:
+            status = fail_code(f, RULE_FLOW_LIMIT, index, -1, flow.work, FLOW_WORK_LIMIT)
+    PyMem_RawFree(graph)
+    PyMem_RawFree(blocks)
     PyMem_RawFree(starts)
-    PyMem_RawFree(sorted_mentions)
     PyMem_RawFree(mentions)
     return status
 
@@ -470,7 +492,7 @@ cdef int verify_code(
 ) noexcept nogil:
     cdef Flow flow
     cdef int64_t index, max_regs = 0
-    cdef bint has_jumps
+    cdef bint one_block
     cdef int32_t* memory
     cdef int status = check_structure(instr_offset, n_instr, instr_data, n_words, failure)
     if status != 0:
@@ -491,9 +513,9 @@ cdef int verify_code(
     for index in range(n_functions):
         if functions[index].kind != FunctionKind.KIND_VM:
             continue
-        status = check_operands(instr_offset, instr_data, functions, n_functions, index, n_constants, &has_jumps, failure)
+        status = check_operands(instr_offset, instr_data, functions, n_functions, index, n_constants, &one_block, failure)
         if status == 0:
-            status = check_flow(instr_offset, instr_data, &functions[index], index, has_jumps, &flow, failure)
+            status = check_flow(instr_offset, instr_data, &functions[index], index, one_block, &flow, failure)
         if status != 0:
             break
     PyMem_RawFree(memory)

@@ -1,0 +1,234 @@
+"""VirtualMachine: an executable made ready to run, with the calling conventions of TVM's Relax VM."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pyvm.asm import instruction_text
+from pyvm.executable import VM_FUNC, VMExecutable, load_executable
+from pyvm.profile import Profile, TimeResult, profile_calls, time_calls
+from vmcore.errors import ArgumentTypeError, ArgumentValueError
+from vmcore.machine import BoundFunction, Machine, deadline
+from vmcore.objects import Function
+from vmcore.types import Device, cpu
+
+__all__ = ["VMInstrumentReturnKind", "VirtualMachine", "deadline"]
+
+_MAX_TRACE_FRAMES = 32
+
+
+class VMInstrumentReturnKind(enum.IntEnum):
+    """What an instrument returns before a call."""
+
+    NO_OP = 0
+    SKIP_RUN = 1
+
+
+def _add_trace(executable: VMExecutable, error: BaseException, frames: Sequence[tuple[int, int]]) -> None:
+    """Adds the VM traceback to `error`, innermost frame first, and its position as attributes."""
+    lines = []
+    for index, pc in reversed(frames):
+        name = executable.functions[index].name
+        source = executable.debug[pc]
+        where = f"in @{name}, pc {pc}: {instruction_text(executable, pc)}"
+        lines.append(where + (f"      [{source}]" if source else ""))
+    if len(lines) > _MAX_TRACE_FRAMES:
+        half = _MAX_TRACE_FRAMES // 2
+        lines[half:-half] = [f"... {len(lines) - 2 * half} more frames"]
+    if frames and not hasattr(error, "vm_frames"):
+        index, pc = frames[-1]
+        try:
+            error.vm_frames = [(executable.functions[i].name, p) for i, p in frames]  # type: ignore[attr-defined]
+        except AttributeError:
+            pass  # an exception type without a dict: the notes say the same
+    for line in lines:
+        error.add_note(line)
+
+
+class VirtualMachine:
+    """Runs the functions of an executable. May be called from many threads at once: each call has its own context.
+
+    Parameters
+    ----------
+    executable : VMExecutable, or path or bytes of one
+        Verified before anything runs.
+    device : Device or sequence of Device
+        Where to run: `cpu()`, or a list whose members are all `cpu()`.
+    memory_cfg : {None, "pooled", "naive"}
+        Allocator of storages: pooled keeps freed blocks for reuse (the default), naive gives them back at once.
+    gil : {"auto", "release", "hold"}
+        When a call releases the GIL: when the native work ahead is worth it, at once, or never.
+
+    Raises
+    ------
+    ExecutableError
+        If the executable cannot be read or breaks a rule of the verifier.
+    FunctionNotFoundError
+        If it calls functions that are not registered; the message lists them all.
+    ValueError
+        For an unknown device or memory configuration.
+    """
+
+    def __init__(
+        self,
+        executable: VMExecutable | str | os.PathLike[str] | bytes,
+        device: Device | Sequence[Device] | None = None,
+        memory_cfg: str | None = None,
+        *,
+        gil: str = "auto",
+    ) -> None:
+        if not isinstance(executable, VMExecutable):
+            executable = load_executable(executable)
+        for one in [device] if isinstance(device, Device) else device or [cpu()]:
+            if one != cpu():
+                raise ValueError(f"VirtualMachine: device {one!r} is not available, programs run on cpu(0)")
+        if memory_cfg not in (None, "pooled", "naive"):
+            raise ValueError(f"VirtualMachine: memory_cfg must be None, 'pooled' or 'naive', got {memory_cfg!r}")
+        self.executable = executable
+        self._machine = Machine(
+            executable,
+            lambda error, frames: _add_trace(executable, error, frames),
+            pooled=memory_cfg != "naive",
+            gil=gil,
+        )
+        self._saved: dict[str, _SavedFunction] = {}
+        self._inputs: dict[str, tuple[Any, ...]] = {}
+        self._outputs: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> BoundFunction | _SavedFunction:
+        """The function called `name`; raises FunctionNotFoundError."""
+        saved = self._saved.get(name)
+        return saved if saved is not None else self._machine.function(name)
+
+    def function_names(self) -> list[str]:
+        """Names of the functions that can be called, in the executable's order."""
+        return [info.name for info in self.executable.functions if info.kind == VM_FUNC] + list(self._saved)
+
+    def invoke_closure(self, closure: Function, *args: Any) -> Any:
+        """Calls a closure or function value that a program returned, with captured values after `args`."""
+        if not isinstance(closure, Function):
+            raise ArgumentTypeError(f"invoke_closure: expected a closure, got {type(closure).__name__}")
+        return closure(*args)
+
+    def save_function(
+        self, name: str, saved_name: str, *args: Any, include_return: bool = True, **kwargs: Any
+    ) -> None:
+        """Binds arguments to a function under a new name, so that calls cost no more than the run itself.
+
+        Parameters
+        ----------
+        name, saved_name : str
+        args, kwargs
+            Bound now; the saved function takes no arguments.
+        include_return : bool
+            Whether the saved function returns the result, or None.
+
+        Raises
+        ------
+        FunctionNotFoundError
+            If `name` is unknown.
+        ArgumentValueError
+            If `saved_name` is taken.
+        """
+        if saved_name in self.function_names():
+            raise ArgumentValueError(f"save_function: the name {saved_name!r} is taken")
+        function = self._machine.function(name)
+        self._saved[saved_name] = _SavedFunction(
+            saved_name, function, self._ordered(name, args, kwargs), include_return
+        )
+
+    # ---- stateful interface
+
+    def set_input(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Keeps the arguments of the next `invoke_stateful(name)`; arrays are borrowed until then."""
+        self._inputs[name] = self._ordered(name, args, kwargs)
+
+    def invoke_stateful(self, name: str) -> None:
+        """Calls `name` on its kept inputs and keeps the result. Raises ArgumentValueError without inputs."""
+        self._machine.function(name)
+        if name not in self._inputs:
+            raise ArgumentValueError(f"invoke_stateful: {name!r} has no inputs; call set_input first")
+        self._outputs.pop(name, None)
+        self._outputs[name] = self._machine.function(name)(*self._inputs[name])
+
+    def get_outputs(self, name: str) -> Any:
+        """The result of the last `invoke_stateful(name)`: a Tensor or a nested tuple."""
+        self._machine.function(name)
+        if name not in self._outputs:
+            raise ArgumentValueError(f"get_outputs: {name!r} has no outputs; call invoke_stateful first")
+        return self._outputs[name]
+
+    def _ordered(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        function = self._machine.function(name)
+        names = function.param_names
+        unknown = [key for key in kwargs if key not in names[len(args) :]]
+        if unknown or len(args) + len(kwargs) != len(names):
+            raise ArgumentTypeError(
+                f"{name}: expected {len(names)} arguments ({', '.join(names)}), got {len(args)} positional"
+                + (f" and {', '.join(kwargs)}" if kwargs else "")
+            )
+        return args + tuple(kwargs[key] for key in names[len(args) :])
+
+    # ---- watching it run
+
+    def set_instrument(self, instrument: Callable[..., int | None] | None) -> None:
+        """Calls `instrument(func, name, before_run, ret_value, *args)` before and after every Call instruction.
+
+        `func` is None (functions are known by name here); returning VMInstrumentReturnKind.SKIP_RUN before a call
+        skips it. None removes the instrument. Calls that run already are not affected.
+        """
+        functions = self.executable.functions
+
+        def hook(index: int, before: bool, ret: Any, args: list[Any]) -> bool:
+            assert instrument is not None
+            return instrument(None, functions[index].name, before, ret, *args) == VMInstrumentReturnKind.SKIP_RUN
+
+        self._machine.set_hooks(None if instrument is None else hook, self._machine.hooks()[1])
+
+    def time_evaluator(
+        self, name: str, number: int = 10, repeat: int = 1, min_repeat_ms: int = 0
+    ) -> Callable[..., TimeResult]:
+        """A function that times `name` on its arguments: `repeat` measurements of the mean over `number` calls.
+
+        With `min_repeat_ms`, `number` grows until one measurement takes that long. Times are in seconds.
+        """
+        function = self[name]
+        return lambda *args: time_calls(lambda: function(*args), number, repeat, min_repeat_ms)
+
+    def profile(self, name: str, *args: Any) -> Profile:
+        """Runs `name` once and reports the time of every Call instruction. Other threads' calls are recorded too."""
+        function = self[name]
+        return profile_calls(self._machine, self.executable, lambda: function(*args))
+
+    # ---- memory
+
+    def trim(self) -> int:
+        """Gives memory that is kept for reuse back to the system; returns its bytes."""
+        return self._machine.trim()
+
+    def memory_report(self) -> dict[str, int]:
+        """live_bytes, peak_bytes and pooled_bytes of storages, and the counts n_allocations and n_pool_hits."""
+        return self._machine.memory_report()
+
+    def __repr__(self) -> str:
+        return f"VirtualMachine({', '.join(self.function_names())})"
+
+
+class _SavedFunction:
+    """A function with all its arguments bound."""
+
+    def __init__(self, name: str, function: BoundFunction, args: tuple[Any, ...], include_return: bool) -> None:
+        self.name = name
+        self._function = function
+        self._args = args
+        self._include_return = include_return
+
+    def __call__(self) -> Any:
+        result = self._function(*self._args)
+        return result if self._include_return else None
+
+    def __repr__(self) -> str:
+        return f"<saved {self._function!r} as {self.name}>"

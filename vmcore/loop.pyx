@@ -1,0 +1,630 @@
+# HOT: no Python in run_loop; .ci checks the generated C of this file.
+"""The dispatch loop: runs a decoded function until it returns.
+
+What it assumes is proved before: operands, jump targets and arities by `vmcore.verify`, operand kinds of specialised
+instructions by `vmcore.program`. What depends on data is checked here, where it happens. Everything above the top of the
+register stack is none (program.h), so a call pushes a frame without initialising it.
+
+The GIL is held on entry. It is released once, when the native work ahead is expected to exceed RELEASE_NS, and taken back
+for a Python callee; `Context.thread_state` says which.
+"""
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from vmcore.objects cimport (
+    ArrayObj, ClosureObj, call_python, closure_new, from_value, tensor_new, to_value, value_kind_name,
+)
+from vmcore.program cimport (
+    GIL_AUTO, GIL_HOLD, GIL_RELEASE, I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL, I_CALL_CLOSURE, I_CALL_HOOKED,
+    I_CALL_PYTHON, I_CALL_SPECIAL, I_CALL_VM, I_COPY, I_GOTO, I_GOTO_BACK, I_IF, I_LOAD, I_NULL, I_RET, I_RET_CLEAR_ALL,
+    I_TUPLE_GET, FUNC_VM, MAX_RECURSION, POLL_INTERVAL, AllocSite, CallSite, Context, Frame, Insn, Program, VmFunc,
+    operand_at, reg_at, tensor_cache_get, value_drop, value_replace, value_reset,
+)
+from vmcore.status cimport fail
+from vmcore.storage cimport Allocator, storage_alloc
+from vmcore.value cimport (
+    ERR_ALLOC, ERR_DEADLINE, ERR_INDEX, ERR_INTERNAL, ERR_PYTHON, ERR_RECURSION, ERR_TYPE, VT_ARRAY, VT_BOOL, VT_CLOSURE,
+    VT_FUNCTION, VT_INT, VT_NONE, VT_OPAQUE_PTR, VT_STORAGE, VT_TENSOR, FunctionObj, Object, PackedFn, StorageObj,
+    TensorObj, Value, fail_format, object_release, object_retain, value_clear, value_copy, value_is_object, value_move,
+    value_ptr, value_release, value_retain, value_set, value_set_none, value_set_object, value_type,
+)
+
+cdef extern from "Python.h" nogil:
+    ctypedef struct PyThreadState:
+        pass
+    PyThreadState* PyEval_SaveThread()
+    void PyEval_RestoreThread(PyThreadState*)
+    int PyErr_CheckSignals()
+
+cdef extern from *:
+    """
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    #define RELEASE_NS 5000.0
+    #define SIGNAL_INTERVAL_NS 10000000
+    static __thread int64_t vm_deadline_ns; /* CLOCK_MONOTONIC; 0: none */
+    static int vm_is_main_thread(void) { return syscall(SYS_gettid) == getpid(); }
+    /* Bytes of all tensors among the arguments. */
+    static inline int64_t vm_tensor_bytes(const Value *args, int32_t n) {
+      int64_t sum = 0;
+      for (int32_t i = 0; i < n; ++i)
+        if (args[i].tag == VT_TENSOR) sum += ((const TensorObj *)value_ptr(&args[i]))->nbytes;
+      return sum;
+    }
+    """
+    double RELEASE_NS
+    int64_t SIGNAL_INTERVAL_NS
+    int64_t vm_deadline_ns
+    bint vm_is_main_thread() nogil
+    int64_t vm_tensor_bytes(const Value* args, int32_t n) nogil
+
+# call_python needs the GIL and reports by return value; the loop holds the GIL when it calls it.
+ctypedef int (*PythonCall)(void* callable, const Value* args, int32_t n_args, Value* ret) noexcept nogil
+
+
+cdef int64_t now_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef int64_t thread_deadline() noexcept nogil:
+    """The deadline of this thread's calls on CLOCK_MONOTONIC, in ns; 0 when there is none."""
+    return vm_deadline_ns
+
+
+cdef void set_thread_deadline(int64_t ns) noexcept nogil:
+    global vm_deadline_ns
+    vm_deadline_ns = ns
+
+
+# ---- the GIL, signals and deadlines ----------------------------------------------------------------------------------
+
+cdef void hold_gil(Context* cx) noexcept nogil:
+    """Takes the GIL back if this invocation released it."""
+    if cx.thread_state != NULL:
+        PyEval_RestoreThread(<PyThreadState*>cx.thread_state)
+        cx.thread_state = NULL
+        cx.work_ns = 0
+
+
+cdef inline void drop_gil(Context* cx) noexcept nogil:
+    if cx.thread_state == NULL and cx.gil_mode != GIL_HOLD:
+        cx.thread_state = PyEval_SaveThread()
+
+
+cdef int poll(Context* cx) noexcept nogil:
+    """Looks for a passed deadline and for signals. Called every POLL_INTERVAL backward jumps and calls."""
+    cdef int64_t now = now_ns()
+    cdef bint was_held = cx.thread_state == NULL
+    cx.countdown = POLL_INTERVAL
+    if vm_deadline_ns != 0 and now > vm_deadline_ns:
+        return fail_format(
+            fail, ERR_DEADLINE, "deadline exceeded: the call ran %.3f ms past its deadline",
+            (now - vm_deadline_ns) * 1e-6,
+        )
+    if now - cx.polled_ns > SIGNAL_INTERVAL_NS:
+        cx.polled_ns = now
+        if vm_is_main_thread():
+            hold_gil(cx)
+            if PyErr_CheckSignals() != 0:
+                return fail(ERR_PYTHON, "")
+            if not was_held:
+                drop_gil(cx)
+        elif was_held:
+            drop_gil(cx)  # a long run of cheap instructions: let other threads in
+    return 0
+
+
+cdef inline int before_kernel(Context* cx, CallSite* site, const Value* args) noexcept nogil:
+    """Releases the GIL once the native work of this invocation is worth it, and polls now and then."""
+    if cx.thread_state == NULL and cx.gil_mode != GIL_HOLD:
+        cx.work_ns += site.ns_per_byte * vm_tensor_bytes(args, site.n_args)
+        if cx.work_ns > RELEASE_NS or cx.gil_mode == GIL_RELEASE:
+            drop_gil(cx)
+    cx.countdown -= 16
+    if cx.countdown <= 0:
+        return poll(cx)
+    return 0
+
+
+# ---- slow kinds of call ----------------------------------------------------------------------------------------------
+
+cdef int patch_special(Context* cx, Value* args, int32_t n) noexcept nogil:
+    """Replaces the markers of special operands: the VM by this context, a function of the program by a closure.
+
+    Returns the number of leading arguments that are done, n on success; made closures are released by `drop_special`.
+    """
+    cdef int32_t i
+    cdef ClosureObj* closure
+    for i in range(n):
+        if value_type(&args[i]) == VT_OPAQUE_PTR and args[i].bits == 0:
+            value_set(&args[i], VT_OPAQUE_PTR, <int64_t>cx)
+        elif value_type(&args[i]) == VT_CLOSURE and args[i].bits < cx.program.n_funcs and args[i].bits >= 0:
+            closure = closure_new(
+                <Object*>cx.program, <int32_t>args[i].bits, 0, <PackedFn>cx.program.closure_call
+            )
+            if closure == NULL:
+                fail(ERR_ALLOC, "call: no memory for a closure")
+                return i
+            value_set_object(&args[i], closure)
+    return n
+
+
+cdef void drop_special(const CallSite* site, const Value* literals, Value* args, int32_t n) noexcept nogil:
+    """Releases the closures that `patch_special` made in args[0..n)."""
+    cdef int32_t i
+    for i in range(n):
+        if site.args[i] < 0 and value_type(&literals[~site.args[i]]) == VT_CLOSURE:
+            value_release(&args[i])
+
+
+cdef int call_special(Context* cx, CallSite* site, Value* base, Value* ret) noexcept nogil:
+    """A native call with the VM itself or functions of the program among its arguments."""
+    cdef Value* args = cx.args
+    cdef const Value* literals = cx.program.literals
+    cdef int32_t k, done
+    cdef int status = -1
+    for k in range(site.n_args):
+        value_copy(&args[k], operand_at(base, literals, site.args[k]))
+    done = patch_special(cx, args, site.n_args)
+    if done == site.n_args:
+        status = site.fn(site.self, args, site.n_args, ret)
+    drop_special(site, literals, args, done)
+    return status
+
+
+cdef int alloc_tensor(Context* cx, AllocSite* site, Value* base, Value* ret) noexcept nogil:
+    """ret := tensor over a register's storage, its header copied from the site's template."""
+    cdef Value* source = reg_at(base, site.storage)
+    cdef StorageObj* storage
+    cdef TensorObj* t
+    if value_type(source) != VT_STORAGE:
+        return fail_format(fail, ERR_TYPE, "alloc_tensor: argument #0: expected Storage, got %s", value_kind_name(source))
+    storage = <StorageObj*>value_ptr(source)
+    if site.offset > storage.nbytes or site.header.nbytes > storage.nbytes - site.offset:
+        return fail_format(
+            fail, ERR_INTERNAL, "storage allocation failure, attempted to allocate %lld at offset %lld in region that is "
+            "%lld", <long long>site.header.nbytes, <long long>site.offset, <long long>storage.nbytes,
+        )
+    t = tensor_cache_get(&cx.tensors)
+    if t == NULL:
+        return fail(ERR_ALLOC, "alloc_tensor: no memory for a tensor header")
+    memcpy(t, &site.header, sizeof(TensorObj))
+    t.dl.data = <char*>storage.data + site.offset
+    t.dl.shape = t.dims
+    t.dl.strides = t.dims + t.dl.ndim
+    object_retain(storage)
+    t.storage = &storage.head
+    value_set(ret, VT_TENSOR, <int64_t>t)
+    return 0
+
+
+cdef int tuple_get(const Value* source, int32_t index, Value* ret) noexcept nogil:
+    cdef ArrayObj* array
+    if value_type(source) != VT_ARRAY:
+        return fail_format(fail, ERR_TYPE, "tuple_getitem: argument #0: expected tuple, got %s", value_kind_name(source))
+    array = <ArrayObj*>value_ptr(source)
+    if index >= array.size:
+        return fail_format(
+            fail, ERR_INDEX, "tuple_getitem: index %d is outside a tuple of %lld", index, <long long>array.size
+        )
+    value_retain(&array.data[index])
+    value_copy(ret, &array.data[index])
+    return 0
+
+
+cdef int recursion_error() noexcept nogil:
+    return fail_format(
+        fail, ERR_RECURSION, "calls are nested deeper than %d, or their registers do not fit in the register stack",
+        MAX_RECURSION,
+    )
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------------
+
+cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept nogil:
+    """Runs `func` on the frame at `base`, whose first registers hold its arguments, which it takes over; out := result.
+
+    `out` must be none. Returns 0, or -1 with an error stored; then all frames are unwound and
+    cx.frames[entry .. cx.frame) lists where each of them was, outermost first.
+    """
+    cdef const Value* literals = cx.program.literals
+    cdef Value* args = cx.args
+    cdef Value* next_base
+    cdef Value* v
+    cdef Frame* entry = cx.frame
+    cdef Frame* fr = entry
+    cdef Insn* pc = func.code + cx.code_shift
+    cdef CallSite* site
+    cdef VmFunc* callee
+    cdef ClosureObj* closure
+    cdef StorageObj* storage
+    cdef Value ret
+    cdef int32_t k, n
+    cdef int32_t* listed
+    value_set_none(&ret)
+    while True:
+        if pc.op == I_CALL:
+            site = <CallSite*>pc.p
+            n = site.n_args
+            for k in range(n):
+                value_copy(&args[k], operand_at(base, literals, site.args[k]))
+            if site.ns_per_byte > 0 and before_kernel(cx, site, args) != 0:
+                break
+            if site.fn(site.self, args, n, &ret) != 0:
+                break
+            if pc.a >= 0:
+                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            elif value_is_object(&ret):
+                value_reset(&cx.tensors, &ret)
+            pc += 1
+        elif pc.op == I_COPY:
+            v = reg_at(base, pc.b)
+            value_retain(v)
+            value_copy(&ret, v)
+            value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            pc += 1
+        elif pc.op == I_NULL:
+            value_reset(&cx.tensors, reg_at(base, pc.a))
+            pc += 1
+        elif pc.op == I_ALLOC_TENSOR:
+            if alloc_tensor(cx, <AllocSite*>pc.p, base, &ret) != 0:
+                break
+            value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            pc += 1
+        elif pc.op == I_IF:
+            v = reg_at(base, pc.a)
+            if value_type(v) != VT_INT and value_type(v) != VT_BOOL:
+                fail_format(fail, ERR_TYPE, "If: the condition must be int or bool, got %s", value_kind_name(v))
+                break
+            if v.bits != 0:
+                pc += 1
+            else:
+                pc = <Insn*>(<char*>pc + pc.b)
+        elif pc.op == I_GOTO:
+            pc = <Insn*>(<char*>pc + pc.b)
+        elif pc.op == I_GOTO_BACK:
+            cx.countdown -= 1
+            if cx.countdown <= 0 and poll(cx) != 0:
+                break
+            pc = <Insn*>(<char*>pc + pc.b)
+        elif pc.op == I_CALL_VM:
+            site = <CallSite*>pc.p
+            callee = site.callee
+            next_base = base + func.n_regs
+            if fr == cx.frames_end or next_base + callee.n_regs > cx.stack_end:
+                recursion_error()
+                break
+            cx.countdown -= 1
+            if cx.countdown <= 0 and poll(cx) != 0:
+                break
+            n = 0
+            for k in range(site.n_args):
+                value_copy(next_base + k, operand_at(base, literals, site.args[k]))
+                if value_type(next_base + k) == VT_CLOSURE or value_type(next_base + k) == VT_OPAQUE_PTR:
+                    n = 1
+                else:
+                    value_retain(next_base + k)
+            if n and own_special(cx, site, base, next_base) != 0:
+                break
+            fr.pc = pc
+            fr.base = base
+            fr.func = func
+            fr += 1
+            base = next_base
+            func = callee
+            pc = callee.code + cx.code_shift
+        elif pc.op == I_RET:
+            if pc.a >= 0:
+                v = reg_at(base, pc.a)
+                value_copy(&ret, v)
+                v.tag = VT_NONE
+            else:
+                v = <Value*>operand_at(base, literals, pc.a)
+                value_retain(v)
+                value_copy(&ret, v)
+            listed = <int32_t*>pc.p
+            for k in range(pc.n):
+                value_reset(&cx.tensors, reg_at(base, listed[k]))
+            if fr == entry:
+                cx.frame = entry
+                value_copy(out, &ret)
+                return 0
+            fr -= 1
+            pc = fr.pc
+            base = fr.base
+            func = fr.func
+            if pc.a >= 0:
+                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            else:
+                value_reset(&cx.tensors, &ret)
+            pc += 1
+        elif pc.op == I_CALL_PYTHON:
+            site = <CallSite*>pc.p
+            for k in range(site.n_args):
+                value_copy(&args[k], operand_at(base, literals, site.args[k]))
+            hold_gil(cx)
+            if (<PythonCall>call_python)(site.self, args, site.n_args, &ret) != 0:
+                break
+            if pc.a >= 0:
+                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            else:
+                value_reset(&cx.tensors, &ret)
+            pc += 1
+        elif pc.op == I_LOAD:
+            v = <Value*>(literals + pc.b)
+            value_retain(v)
+            value_copy(&ret, v)
+            value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            pc += 1
+        elif pc.op == I_TUPLE_GET:
+            if tuple_get(reg_at(base, pc.b), pc.n, &ret) != 0:
+                break
+            value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            pc += 1
+        elif pc.op == I_ALLOC_STORAGE:
+            storage = storage_alloc(<Allocator*>cx.program.allocator, pc.b)
+            if storage == NULL:
+                fail_format(fail, ERR_ALLOC, "alloc_storage: no memory for %lld bytes", <long long>pc.b)
+                break
+            value_set_object(&ret, storage)
+            value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            pc += 1
+        elif pc.op == I_CALL_SPECIAL:
+            if call_special(cx, <CallSite*>pc.p, base, &ret) != 0:
+                break
+            if pc.a >= 0:
+                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            else:
+                value_reset(&cx.tensors, &ret)
+            pc += 1
+        elif pc.op == I_CALL_CLOSURE:
+            site = <CallSite*>pc.p
+            v = <Value*>operand_at(base, literals, site.args[1])
+            if value_type(v) == VT_CLOSURE and site.args[1] >= 0 \
+                    and (<ClosureObj*>value_ptr(v)).machine == <Object*>cx.program:
+                closure = <ClosureObj*>value_ptr(v)
+                callee = &cx.program.funcs[closure.func_index]
+                n = site.n_args - 2
+                if n + closure.n_saved != callee.n_params:
+                    fail_format(
+                        fail, ERR_TYPE, "invoke_closure: the function takes %d arguments, got %d and %d captured",
+                        callee.n_params, n, closure.n_saved,
+                    )
+                    break
+                next_base = base + func.n_regs
+                if fr == cx.frames_end or next_base + callee.n_regs > cx.stack_end:
+                    recursion_error()
+                    break
+                cx.countdown -= 1
+                if cx.countdown <= 0 and poll(cx) != 0:
+                    break
+                if push_closure_args(cx, site, closure, base, next_base) != 0:
+                    break
+                fr.pc = pc
+                fr.base = base
+                fr.func = func
+                fr += 1
+                base = next_base
+                func = callee
+                pc = callee.code + cx.code_shift
+            else:
+                if call_special(cx, site, base, &ret) != 0:
+                    break
+                if pc.a >= 0:
+                    value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+                else:
+                    value_reset(&cx.tensors, &ret)
+                pc += 1
+        elif pc.op == I_RET_CLEAR_ALL:
+            v = <Value*>operand_at(base, literals, pc.a)
+            value_retain(v)
+            value_copy(&ret, v)
+            for k in range(func.n_regs):
+                value_reset(&cx.tensors, base + k)
+            if fr == entry:
+                cx.frame = entry
+                value_copy(out, &ret)
+                return 0
+            fr -= 1
+            pc = fr.pc
+            base = fr.base
+            func = fr.func
+            if pc.a >= 0:
+                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            else:
+                value_reset(&cx.tensors, &ret)
+            pc += 1
+        else:  # I_CALL_HOOKED: the decoder writes no other opcode
+            cx.frame = fr
+            if call_hooked(cx, func, pc, base, &ret) != 0:
+                break
+            if pc.a >= 0:
+                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            else:
+                value_reset(&cx.tensors, &ret)
+            pc += 1
+    unwind(cx, entry, fr, func, pc, base)
+    value_clear(&ret)
+    return -1
+
+
+cdef void unwind(Context* cx, Frame* entry, Frame* fr, VmFunc* func, Insn* pc, Value* base) noexcept nogil:
+    """Clears all frames from the innermost to `entry` and leaves their positions behind for the traceback."""
+    cdef Value* v
+    cdef Frame* at
+    # A trace that a nested run left behind (hooked calls) lies above: keep it.
+    if cx.frame <= fr:
+        cx.frame = fr + 1
+    fr.pc = pc
+    fr.func = func
+    fr.base = base
+    at = fr
+    while True:
+        v = at.base
+        while v < at.base + at.func.n_regs:
+            value_clear(v)
+            v += 1
+        if at == entry:
+            return
+        at -= 1
+
+
+cdef int own_special(Context* cx, CallSite* site, const Value* base, Value* params) noexcept nogil:
+    """Turns the special operands among a callee's parameters into values that its frame owns.
+
+    A register may hold a closure or the VM pointer too: those are owned by retaining. On failure params are none.
+    """
+    cdef int32_t k, i
+    cdef ClosureObj* closure
+    for k in range(site.n_args):
+        if value_type(params + k) == VT_OPAQUE_PTR:
+            value_set(params + k, VT_OPAQUE_PTR, <int64_t>cx)
+        elif value_type(params + k) == VT_CLOSURE:
+            if site.args[k] >= 0:
+                value_retain(params + k)
+                continue
+            closure = closure_new(<Object*>cx.program, <int32_t>params[k].bits, 0, <PackedFn>cx.program.closure_call)
+            if closure == NULL:
+                for i in range(site.n_args):
+                    if i < k or value_type(params + i) != VT_CLOSURE:
+                        value_clear(params + i)
+                    else:
+                        value_set_none(params + i)
+                return fail(ERR_ALLOC, "call: no memory for a closure")
+            value_set_object(params + k, closure)
+    return 0
+
+
+cdef int push_closure_args(
+    Context* cx, CallSite* site, ClosureObj* closure, Value* base, Value* params
+) noexcept nogil:
+    """params := the call's arguments, then the captured values, all owned."""
+    cdef const Value* literals = cx.program.literals
+    cdef int32_t k, n = site.n_args - 2
+    cdef const Value* v
+    cdef ClosureObj* made
+    for k in range(n):
+        v = operand_at(base, literals, site.args[k + 2])
+        if value_type(v) == VT_OPAQUE_PTR:
+            value_set(params + k, VT_OPAQUE_PTR, <int64_t>cx)
+        elif value_type(v) == VT_CLOSURE and site.args[k + 2] < 0:
+            made = closure_new(<Object*>cx.program, <int32_t>v.bits, 0, <PackedFn>cx.program.closure_call)
+            if made == NULL:
+                while k > 0:
+                    k -= 1
+                    value_clear(params + k)
+                return fail(ERR_ALLOC, "call: no memory for a closure")
+            value_set_object(params + k, made)
+        else:
+            value_retain(v)
+            value_copy(params + k, v)
+    for k in range(closure.n_saved):
+        value_retain(&closure.saved[k])
+        value_copy(params + n + k, &closure.saved[k])
+    return 0
+
+
+# ---- hooked calls: instruments and the profiler ----------------------------------------------------------------------
+
+cdef int call_hooked(Context* cx, VmFunc* func, Insn* pc, Value* base, Value* ret) noexcept nogil:
+    """Any Call while an instrument or a profiler listens: slower, on C recursion, with every step visible."""
+    cdef CallSite* site = <CallSite*>pc.p
+    cdef const Value* literals = cx.program.literals
+    cdef Value* args
+    cdef Frame* mine = cx.frame
+    cdef int32_t k, done
+    cdef int status = -1
+    cdef int skip = 0
+    cdef int64_t started, ended
+    if cx.depth >= 400:  # each level uses the C stack
+        return fail(ERR_RECURSION, "calls are nested deeper than 400 while an instrument or the profiler listens")
+    args = <Value*>malloc((site.n_args + 1) * sizeof(Value))
+    if args == NULL:
+        return fail(ERR_ALLOC, "call: no memory for arguments")
+    for k in range(site.n_args):
+        value_copy(&args[k], operand_at(base, literals, site.args[k]))
+    done = patch_special(cx, args, site.n_args)
+    if done == site.n_args:
+        hold_gil(cx)
+        skip = (<HookCall>hook_before)(cx, site, args, ret)
+        if skip >= 0:
+            status = 0
+            started = now_ns()
+            if skip == 0:
+                cx.depth += 1
+                status = call_plain(cx, func, mine, pc, site, args, base, ret)
+                cx.depth -= 1
+            ended = now_ns()
+            if status == 0:
+                hold_gil(cx)
+                status = (<AfterCall>hook_after)(cx, site, args, ret, pc - cx.program.hooked_code, started, ended)
+                cx.frame = mine
+    drop_special(site, literals, args, done)
+    free(args)
+    return status
+
+
+cdef int call_plain(
+    Context* cx, VmFunc* func, Frame* mine, Insn* pc, CallSite* site, Value* args, Value* base, Value* ret
+) noexcept nogil:
+    cdef Value* params = base + func.n_regs
+    cdef int32_t k
+    if site.callee.kind != FUNC_VM:
+        if site.callee.packed.is_python and pc.n == 0:
+            hold_gil(cx)
+            return (<PythonCall>call_python)(site.self, args, site.n_args, ret)
+        if site.ns_per_byte > 0 and before_kernel(cx, site, args) != 0:
+            return -1
+        return site.fn(site.self, args, site.n_args, ret)
+    if mine + 1 >= cx.frames_end or params + site.callee.n_regs > cx.stack_end:
+        return recursion_error()
+    cx.countdown -= 1
+    if cx.countdown <= 0 and poll(cx) != 0:
+        return -1
+    for k in range(site.n_args):
+        value_retain(&args[k])
+        value_copy(params + k, &args[k])
+    mine.pc = pc
+    mine.base = base
+    mine.func = func
+    cx.frame = mine + 1
+    return run_loop(cx, site.callee, params, ret)
+
+
+ctypedef int (*HookCall)(Context* cx, CallSite* site, const Value* args, Value* ret) noexcept nogil
+ctypedef int (*AfterCall)(
+    Context* cx, CallSite* site, const Value* args, Value* ret, int64_t pc, int64_t started, int64_t ended
+) noexcept nogil
+
+
+cdef object visible_args(CallSite* site, const Value* args):
+    """The arguments as Python sees them; the VM itself shows as None."""
+    cdef int32_t k
+    cdef list items = []
+    for k in range(site.n_args):
+        items.append(None if value_type(&args[k]) == VT_OPAQUE_PTR else from_value(&args[k]))
+    return items
+
+
+cdef int hook_before(Context* cx, CallSite* site, const Value* args, Value* ret) except -1:
+    """Tells the instrument; 1 when it asks to skip the call. On failure the exception is set, as in `call_python`."""
+    fail(ERR_PYTHON, "")
+    if cx.program.instrument == NULL:
+        return 0
+    verdict = (<object>cx.program.instrument)(site.func_index, True, None, visible_args(site, args))
+    return 1 if verdict else 0
+
+
+cdef int hook_after(
+    Context* cx, CallSite* site, const Value* args, Value* ret, int64_t pc, int64_t started, int64_t ended
+) except -1:
+    fail(ERR_PYTHON, "")
+    if cx.program.profiler != NULL:
+        (<object>cx.program.profiler)(pc, site.func_index, started, ended, cx.depth, visible_args(site, args))
+    if cx.program.instrument != NULL:
+        (<object>cx.program.instrument)(site.func_index, False, from_value(ret), visible_args(site, args))
+    return 0

@@ -1,0 +1,489 @@
+"""A virtual machine over a Program: contexts, functions callable from Python, closures called from native code.
+
+Entry from Python is the hot path of small models: `BoundFunction` implements the vectorcall protocol, borrows numpy
+arrays through headers that its Context keeps, and wraps the result without an intermediate.
+"""
+cimport cython
+cimport numpy as cnp
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+
+from vmcore.loop cimport hold_gil, now_ns, run_loop, set_thread_deadline, thread_deadline
+from vmcore.objects cimport (
+    ClosureObj, Function, Tensor, borrow_array, own_array, release_python, take_value, tensor_new, to_value,
+)
+from vmcore.program cimport (
+    FUNC_PACKED, FUNC_VM, GIL_AUTO, GIL_HOLD, GIL_RELEASE, MAX_RECURSION, N_ARRAY_HEADERS, POLL_INTERVAL,
+    REGISTER_STACK_BYTES, Context, Frame, Program, VmFunc, decode, decode_hooked, tensor_cache_clear,
+)
+from vmcore.status cimport fail, raise_status, take_error
+from vmcore.storage cimport AllocatorReport, allocator_report, allocator_trim
+from vmcore.value cimport (
+    ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_CLOSURE, VT_TENSOR, Object, TensorObj, Value, fail_format,
+    object_release, object_retain, value_clear, value_copy, value_ptr, value_retain, value_set, value_set_none,
+)
+
+from vmcore import errors
+from vmcore.verify import verify as verify_executable
+
+import numpy as np
+
+cnp.import_array()
+
+cdef extern from "Python.h":
+    ctypedef enum PyGILState_STATE:
+        pass
+    PyGILState_STATE PyGILState_Ensure() nogil
+    void PyGILState_Release(PyGILState_STATE) nogil
+    Py_ssize_t PyVectorcall_NARGS(size_t nargsf)
+    void* PyEval_SaveThread() nogil
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void* address, size_t size, int protection, int flags, int fd, int64_t offset)
+    int munmap(void* address, size_t size)
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
+    void* MAP_FAILED
+
+cdef extern from *:
+    """
+    /* Cython gives `__call__` a tuple; this makes the type use vectorcall instead. `offset` is that of the function
+     * pointer in the object. */
+    static void vm_enable_vectorcall(PyObject *type_object, Py_ssize_t offset) {
+      PyTypeObject *type = (PyTypeObject *)type_object;
+      type->tp_vectorcall_offset = offset;
+      type->tp_flags |= Py_TPFLAGS_HAVE_VECTORCALL;
+      type->tp_call = PyVectorcall_Call;
+      PyType_Modified(type);
+    }
+    static uint64_t vm_counts(const TensorObj *t) { return __atomic_load_n(&t->head.counts, __ATOMIC_ACQUIRE); }
+    """
+    void vm_enable_vectorcall(object type_object, Py_ssize_t offset)
+    uint64_t vm_counts(const TensorObj* t) nogil
+
+
+# ---- contexts --------------------------------------------------------------------------------------------------------
+
+cdef Context* context_new(Program* program) noexcept nogil:
+    """A context for one invocation at a time; NULL after an error was stored.
+
+    The register stack is reserved, not committed: its pages start as zeros, which are none.
+    """
+    cdef Context* cx = <Context*>calloc(1, sizeof(Context))
+    cdef void* stack
+    if cx == NULL:
+        fail(ERR_ALLOC, "call: no memory for a context")
+        return NULL
+    stack = mmap(NULL, REGISTER_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    cx.frames = <Frame*>calloc(MAX_RECURSION + 2, sizeof(Frame))
+    cx.args = <Value*>calloc(program.max_args + 1, sizeof(Value))
+    if stack == MAP_FAILED or cx.frames == NULL or cx.args == NULL:
+        if stack != MAP_FAILED:
+            munmap(stack, REGISTER_STACK_BYTES)
+        free(cx.frames)
+        free(cx.args)
+        free(cx)
+        fail_format(fail, ERR_ALLOC, "call: no memory for a register stack of %zu bytes", REGISTER_STACK_BYTES)
+        return NULL
+    cx.stack = <Value*>stack
+    cx.stack_end = <Value*>(<char*>stack + REGISTER_STACK_BYTES)
+    cx.frames_end = cx.frames + MAX_RECURSION
+    cx.frame = cx.frames
+    cx.program = program
+    cx.countdown = POLL_INTERVAL
+    return cx
+
+
+cdef void context_free(Context* cx) noexcept nogil:
+    cdef int i
+    for i in range(N_ARRAY_HEADERS):
+        if cx.array_headers[i] != NULL:
+            object_release(cx.array_headers[i])
+    tensor_cache_clear(&cx.tensors)
+    munmap(cx.stack, REGISTER_STACK_BYTES)
+    free(cx.frames)
+    free(cx.args)
+    free(cx)
+
+
+cdef inline Context* context_get(Program* program) noexcept:
+    """A context of this program, idle or new. The free list is guarded by the GIL."""
+    cdef Context* cx = program.idle
+    if cx != NULL:
+        program.idle = cx.next
+        return cx
+    return context_new(program)
+
+
+cdef inline void context_put(Context* cx) noexcept:
+    cx.next = cx.program.idle
+    cx.program.idle = cx
+
+
+cdef void release_contexts(Program* program) noexcept nogil:
+    """Frees what the program does not own itself; nobody can run it any more."""
+    cdef Context* cx
+    while program.idle != NULL:
+        cx = program.idle
+        program.idle = cx.next
+        context_free(cx)
+    release_python(program.instrument)
+    release_python(program.profiler)
+
+
+cdef int start(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept:
+    """Runs `func` on the arguments at the bottom of the register stack. The GIL is held before and after."""
+    cdef int status
+    cx.frame = cx.frames
+    cx.gil_mode = gil_mode
+    cx.work_ns = 0
+    cx.code_shift = 0
+    if cx.program.instrument != NULL or cx.program.profiler != NULL:
+        cx.code_shift = cx.program.hooked_code - cx.program.code
+    if gil_mode == GIL_RELEASE:
+        cx.thread_state = PyEval_SaveThread()
+    if thread_deadline() != 0:
+        cx.countdown = 1
+    status = run_loop(cx, func, cx.stack, out)
+    hold_gil(cx)
+    return status
+
+
+cdef int closure_call(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
+    """safe_call of a ClosureObj: callable from any thread, with or without the GIL."""
+    cdef ClosureObj* closure = <ClosureObj*>self
+    cdef Program* program = <Program*>closure.machine
+    cdef VmFunc* func = &program.funcs[closure.func_index]
+    cdef PyGILState_STATE state
+    cdef Context* cx
+    cdef int32_t i
+    cdef int status = -1
+    if n_args + closure.n_saved != func.n_params:
+        return fail_format(
+            fail, ERR_TYPE, "closure: the function takes %d arguments, got %d and %d captured", func.n_params, n_args,
+            closure.n_saved,
+        )
+    state = PyGILState_Ensure()
+    cx = (<Context* (*)(Program*) noexcept nogil>context_get)(program)
+    if cx != NULL:
+        for i in range(n_args):
+            value_retain(&args[i])
+            value_copy(cx.stack + i, &args[i])
+        for i in range(closure.n_saved):
+            value_retain(&closure.saved[i])
+            value_copy(cx.stack + n_args + i, &closure.saved[i])
+        status = (<int (*)(Context*, VmFunc*, Value*, int) noexcept nogil>start)(cx, func, ret, GIL_AUTO)
+        (<void (*)(Context*) noexcept nogil>context_put)(cx)
+    PyGILState_Release(state)
+    return status
+
+
+# ---- functions -------------------------------------------------------------------------------------------------------
+
+@cython.final
+cdef class BoundFunction:
+    """One function of a virtual machine; call it with positional or keyword arguments.
+
+    Arguments may be Tensors, numpy arrays (borrowed without a copy when C-contiguous), DLPack objects, ints, floats, bools,
+    strings, Shapes, DataTypes, tuples or lists of these, functions, None. Results are Tensors, scalars, Shapes, strings,
+    functions, or nested tuples of them.
+    """
+    cdef void* vectorcall  # first: its offset is registered with the type
+    cdef Program* program  # owned
+    cdef VmFunc* func
+    cdef int gil_mode
+    cdef readonly str name
+    cdef readonly tuple param_names
+    cdef object describe
+    cdef object __weakref__
+
+    def __init__(self):
+        raise TypeError("BoundFunction: take one from a virtual machine, vm[name]")
+
+    def __dealloc__(self):
+        if self.program != NULL:
+            object_release(self.program)
+
+    def __call__(self, *args, **kwargs):
+        raise SystemError("vectorcall is used instead")
+
+    def __repr__(self):
+        return f"<pyvm function {self.name}({', '.join(self.param_names)})>"
+
+    @property
+    def __name__(self):
+        return self.name
+
+
+cdef object bound_call(BoundFunction self, PyObject* const* args, size_t nargsf, PyObject* kwnames):
+    """vectorcall of a BoundFunction."""
+    cdef Py_ssize_t n = PyVectorcall_NARGS(nargsf), i
+    cdef VmFunc* func = self.func
+    cdef Context* cx
+    cdef Value out
+    cdef TensorObj* t
+    cdef int n_borrowed = 0
+    cdef int status
+    if kwnames != NULL or n != func.n_params:
+        return call_by_name(self, args, n, kwnames)
+    cx = context_get(self.program)
+    if cx == NULL:
+        raise_status()
+    value_set_none(&out)
+    for i in range(n):
+        if Py_TYPE_IS_TENSOR(args[i]):
+            object_retain((<Tensor>args[i]).obj)
+            value_set(cx.stack + i, VT_TENSOR, <int64_t>(<Tensor>args[i]).obj)
+            continue
+        if n_borrowed < N_ARRAY_HEADERS and cnp.PyArray_CheckExact(<object>args[i]):
+            t = cx.array_headers[n_borrowed]
+            if t == NULL:
+                t = tensor_new(TENSOR_INLINE_NDIM)
+                cx.array_headers[n_borrowed] = t
+            if t != NULL and borrow_array(<cnp.ndarray>args[i], t):
+                object_retain(t)
+                value_set(cx.stack + i, VT_TENSOR, <int64_t>t)
+                n_borrowed += 1
+                continue
+        try:
+            to_value(<object>args[i], cx.stack + i)
+        except Exception as error:
+            n_converted = i
+            while i > 0:
+                i -= 1
+                value_clear(cx.stack + i)
+            context_put(cx)
+            raise argument_error(error, self, n_converted)
+    status = start(cx, func, &out, self.gil_mode)
+    if n_borrowed:
+        return_headers(cx, args, n)
+    if status != 0:
+        raise_error(self, cx)
+    context_put(cx)
+    return take_value(&out)
+
+
+cdef extern from *:
+    """
+    /* Set at import: the Tensor type, compared by identity because it is final. */
+    static PyTypeObject *vm_tensor_type;
+    static int vm_is_tensor(PyObject *o) { return Py_TYPE(o) == vm_tensor_type; }
+    static void vm_set_tensor_type(PyObject *type) { vm_tensor_type = (PyTypeObject *)type; }
+    """
+    bint Py_TYPE_IS_TENSOR "vm_is_tensor"(PyObject* o)
+    void vm_set_tensor_type(object type)
+
+
+cdef void return_headers(Context* cx, PyObject* const* args, Py_ssize_t n) noexcept:
+    """Takes the array headers of a call back; one that escaped (returned, captured) comes to own its array."""
+    cdef Py_ssize_t i
+    cdef int used = 0
+    cdef TensorObj* t
+    for i in range(n):
+        if used == N_ARRAY_HEADERS or not cnp.PyArray_CheckExact(<object>args[i]):
+            continue
+        t = cx.array_headers[used]
+        if t == NULL or t.dl.data != cnp.PyArray_DATA(<cnp.ndarray>args[i]):
+            continue  # this array was converted, not borrowed
+        if vm_counts(t) != OBJ_NEW_COUNTS:
+            own_array(t, <object>args[i])
+            cx.array_headers[used] = NULL
+            object_release(t)
+        used += 1
+
+
+cdef object argument_error(error, BoundFunction self, Py_ssize_t i):
+    error.add_note(f"in argument {self.param_names[i]!r} of {self.name}")
+    return error
+
+
+cdef object call_by_name(BoundFunction self, PyObject* const* args, Py_ssize_t n, PyObject* kwnames):
+    """A call with keywords, or with the wrong number of arguments: orders them by parameter, then calls."""
+    cdef Py_ssize_t i
+    cdef tuple names = self.param_names
+    cdef tuple keywords = () if kwnames == NULL else <tuple>kwnames
+    cdef dict given = {}
+    if n + len(keywords) != self.func.n_params:
+        raise errors.ArgumentTypeError(
+            f"{self.name}: expected {self.func.n_params} arguments ({', '.join(names)}), got {n + len(keywords)}"
+        )
+    for i in range(len(keywords)):
+        if keywords[i] not in names:
+            raise errors.ArgumentTypeError(
+                f"{self.name}: no parameter is called {keywords[i]!r}; they are: {', '.join(names)}"
+            )
+        given[keywords[i]] = <object>args[n + i]
+    ordered = [<object>args[i] for i in range(n)]
+    for i in range(n, self.func.n_params):
+        if names[i] not in given:
+            raise errors.ArgumentTypeError(f"{self.name}: parameter {names[i]!r} is missing or given twice")
+        ordered.append(given[names[i]])
+    return self(*ordered)
+
+
+cdef int raise_error(BoundFunction self, Context* cx) except -1:
+    """Raises the stored error with the VM traceback, and makes the context usable again."""
+    cdef list frames = []
+    cdef Frame* at = cx.frames
+    error = take_error()
+    while at < cx.frame:
+        frames.append((at.func.index, at.pc - (cx.program.code + cx.code_shift)))
+        at += 1
+    cx.frame = cx.frames
+    cx.depth = 0
+    context_put(cx)
+    self.describe(error, frames)
+    raise error
+
+
+cdef object make_bound(Program* program, VmFunc* func, str name, tuple param_names, object describe, int gil_mode):
+    cdef BoundFunction f = BoundFunction.__new__(BoundFunction)
+    f.vectorcall = <void*>bound_call
+    object_retain(program)
+    f.program = program
+    f.func = func
+    f.name = name
+    f.param_names = param_names
+    f.describe = describe
+    f.gil_mode = gil_mode
+    return f
+
+
+# ---- machine ---------------------------------------------------------------------------------------------------------
+
+_GIL_MODES = {"auto": GIL_AUTO, "release": GIL_RELEASE, "hold": GIL_HOLD}
+
+
+cdef class Machine:
+    """An executable made ready to run: verified, linked and decoded. May be called from many threads at once.
+
+    Parameters
+    ----------
+    executable : VMExecutable
+    describe : callable(error, frames)
+        Adds the VM traceback to an exception; frames are (function index, pc) pairs, outermost first.
+    pooled : bool
+        Whether storages are kept for reuse.
+    gil : {"auto", "release", "hold"}
+        When calls release the GIL: when the work is worth it, at once, or never.
+    """
+    cdef Program* program
+    cdef dict functions
+    cdef readonly object executable
+    cdef object describe
+    cdef int gil_mode
+    cdef object __weakref__
+
+    def __init__(self, executable, describe, pooled=True, gil="auto"):
+        if gil not in _GIL_MODES:
+            raise ValueError(f"gil: expected one of {', '.join(_GIL_MODES)}, got {gil!r}")
+        verify_executable(executable)
+        offsets = np.ascontiguousarray(executable.instr_offset, np.int64)
+        words = np.ascontiguousarray(executable.instr_data, np.int64)
+        if not len(words):
+            words = np.zeros(1, np.int64)
+        self.program = decode(list(executable.functions), list(executable.constants), offsets, words, None, pooled)
+        self.program.closure_call = closure_call
+        self.program.release = release_contexts
+        self.executable = executable
+        self.describe = describe
+        self.gil_mode = _GIL_MODES[gil]
+        self.functions = {}
+
+    def __dealloc__(self):
+        if self.program != NULL:
+            object_release(self.program)
+
+    def function(self, name):
+        """The function called `name`, the same object every time. Raises FunctionNotFoundError."""
+        cdef int32_t i
+        found = self.functions.get(name)
+        if found is not None:
+            return found
+        for i, info in enumerate(self.executable.functions):
+            if info.name == name and self.program.funcs[i].kind == FUNC_VM:
+                names = tuple(info.param_names) or tuple(f"arg{k}" for k in range(info.num_args))
+                found = make_bound(self.program, &self.program.funcs[i], name, names, self.describe, self.gil_mode)
+                self.functions[name] = found
+                return found
+        known = ", ".join(info.name for info in self.executable.functions if info.kind == FUNC_VM)
+        raise errors.FunctionNotFoundError(f"the executable has no function {name!r}; it has: {known}")
+
+    def set_hooks(self, instrument=None, profiler=None):
+        """Sets or clears the instrument, called as f(func_index, before, ret, args), and the profiler, called as
+        f(pc, func_index, start_ns, end_ns, depth, args). Calls that run already are not affected."""
+        cdef void* old_instrument = self.program.instrument
+        cdef void* old_profiler = self.program.profiler
+        if instrument is not None or profiler is not None:
+            offsets = np.ascontiguousarray(self.executable.instr_offset, np.int64)
+            words = np.ascontiguousarray(self.executable.instr_data, np.int64)
+            decode_hooked(self.program, offsets, words)
+        Py_INCREF(instrument)
+        Py_INCREF(profiler)
+        self.program.instrument = NULL if instrument is None else <void*>instrument
+        self.program.profiler = NULL if profiler is None else <void*>profiler
+        if old_instrument != NULL:
+            Py_DECREF(<object>old_instrument)
+        if old_profiler != NULL:
+            Py_DECREF(<object>old_profiler)
+
+    def hooks(self):
+        """The current (instrument, profiler), None where there is none."""
+        return (
+            None if self.program.instrument == NULL else <object>self.program.instrument,
+            None if self.program.profiler == NULL else <object>self.program.profiler,
+        )
+
+    def trim(self):
+        """Gives memory that is kept for reuse back to the system; returns its bytes."""
+        cdef Context* cx
+        while self.program.idle != NULL:
+            cx = self.program.idle
+            self.program.idle = cx.next
+            context_free(cx)
+        return allocator_trim(self.program.allocator)
+
+    def memory_report(self):
+        """The allocator's books: live_bytes, peak_bytes, pooled_bytes, n_allocations, n_pool_hits."""
+        return allocator_report(self.program.allocator)
+
+
+class deadline:
+    """A context manager: calls made under it in this thread raise DeadlineExceeded once `seconds` have passed.
+
+    The check is made on backward jumps, on calls between VM functions and before kernels; a kernel that runs is not
+    interrupted. Deadlines nest: the earlier one holds.
+
+    Raises
+    ------
+    ValueError
+        If `seconds` is negative or not a number.
+    """
+
+    def __init__(self, seconds):
+        seconds = float(seconds)
+        if not seconds >= 0:
+            raise ValueError(f"deadline: expected seconds >= 0, got {seconds}")
+        self._seconds = seconds
+        self._outer = 0
+
+    def __enter__(self):
+        cdef int64_t outer = thread_deadline()
+        self._outer = outer
+        mine = now_ns() + int(min(self._seconds, 1e9) * 1e9)
+        set_thread_deadline(mine if outer == 0 else min(mine, outer))
+        return self
+
+    def __exit__(self, *exc_info):
+        set_thread_deadline(self._outer)
+
+
+cdef int install() except -1:
+    cdef BoundFunction probe = BoundFunction.__new__(BoundFunction)
+    vm_enable_vectorcall(BoundFunction, <char*>&probe.vectorcall - <char*><void*>probe)
+    vm_set_tensor_type(Tensor)
+    return 0
+
+
+install()

@@ -1,0 +1,756 @@
+"""Native objects and their Python faces: Tensor, Function, and the conversions between Values and Python objects."""
+cimport cython
+cimport numpy as cnp
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+from vmcore.status cimport fail, raise_status
+from vmcore.value cimport (
+    DL_BFLOAT, DL_BOOL, DL_COMPLEX, DL_FLOAT, DL_INT, DL_UINT, DLTensor, ERR_ALLOC, ERR_PYTHON, OBJ_DELETE_STRONG,
+    OBJ_DELETE_WEAK, OBJ_OWN, OBJ_READONLY, PyObjectObj, VT_ARRAY, VT_BOOL, VT_CLOSURE, VT_DEVICE, VT_DTYPE, VT_FLOAT,
+    VT_FUNCTION, VT_INT, VT_NONE, VT_PYOBJECT, VT_RAW_STR, VT_SHAPE, VT_SMALL_STR, VT_STR, VT_TENSOR, dtype_bytes,
+    object_init, object_release, object_retain, value_clear, value_copy, value_dtype, value_float, value_ptr,
+    value_retain, value_set, value_set_bool, value_set_dtype, value_set_float, value_set_int, value_set_none,
+    value_set_object, value_type,
+)
+import numpy as np
+
+from vmcore.types import DataType, Device, Shape
+
+cdef object _DataType = DataType
+cdef object _Device = Device
+cdef object _Shape = Shape
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    /* An ndarray over foreign bytes; steals `descr`. Its base is set by the caller. */
+    static PyObject *vm_array_over(PyObject *descr, int ndim, const int64_t *dims, void *data, int flags) {
+      return PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)descr, ndim, (npy_intp *)dims, NULL, data, flags, NULL);
+    }
+    """
+    int NPY_USERDEF
+    object vm_array_over(object descr, int ndim, const int64_t* dims, void* data, int flags)
+
+cdef extern from "Python.h":
+    bint Py_IsInitialized() nogil
+    PyObject* PyObject_Vectorcall(PyObject* callable, PyObject** args, size_t nargsf, PyObject* kwnames)
+    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
+    void Py_XDECREF_ptr "Py_XDECREF"(PyObject*)
+
+cdef extern from *:
+    """
+    typedef struct DLManagedTensor {
+      DLTensor dl_tensor;
+      void *manager_ctx;
+      void (*deleter)(struct DLManagedTensor *self);
+    } DLManagedTensor;
+    typedef struct DLManagedTensorVersioned {
+      struct { uint32_t major, minor; } version;
+      void *manager_ctx;
+      void (*deleter)(struct DLManagedTensorVersioned *self);
+      uint64_t flags;
+      DLTensor dl_tensor;
+    } DLManagedTensorVersioned;
+    static void vm_dlpack_delete(DLManagedTensor *m) { object_release(m->manager_ctx); free(m); }
+    static void vm_dlpack_delete_versioned(DLManagedTensorVersioned *m) { object_release(m->manager_ctx); free(m); }
+    static DLManagedTensor *vm_dlpack_export(TensorObj *t) {
+      DLManagedTensor *m = (DLManagedTensor *)malloc(sizeof *m);
+      if (m == NULL) return NULL;
+      object_retain(t);
+      m->dl_tensor = t->dl;
+      m->manager_ctx = t;
+      m->deleter = vm_dlpack_delete;
+      return m;
+    }
+    static DLManagedTensorVersioned *vm_dlpack_export_versioned(TensorObj *t) {
+      DLManagedTensorVersioned *m = (DLManagedTensorVersioned *)malloc(sizeof *m);
+      if (m == NULL) return NULL;
+      object_retain(t);
+      m->version.major = 1;
+      m->version.minor = 0;
+      m->flags = (t->head.flags & OBJ_READONLY) ? 1 : 0;
+      m->dl_tensor = t->dl;
+      m->manager_ctx = t;
+      m->deleter = vm_dlpack_delete_versioned;
+      return m;
+    }
+    """
+    ctypedef struct DLManagedTensor:
+        void (*deleter)(DLManagedTensor*) noexcept nogil
+    ctypedef struct DLManagedTensorVersioned:
+        void (*deleter)(DLManagedTensorVersioned*) noexcept nogil
+    DLManagedTensor* vm_dlpack_export(TensorObj* t)
+    DLManagedTensorVersioned* vm_dlpack_export_versioned(TensorObj* t)
+
+
+# ---- dtypes ----------------------------------------------------------------------------------------------------------
+
+cdef bint dtype_of_array(cnp.ndarray array, VmDataType* out) noexcept:
+    """The DLPack type of a native-order numeric array; False when it has none."""
+    cdef int number = cnp.PyArray_TYPE(array)
+    out.lanes = 1
+    out.bits = <uint8_t>(8 * cnp.PyArray_ITEMSIZE(array))
+    if number == cnp.NPY_FLOAT or number == cnp.NPY_DOUBLE or number == cnp.NPY_FLOAT16:
+        out.code = DL_FLOAT
+    elif number == cnp.NPY_BOOL:
+        out.code = DL_BOOL
+    elif number in (cnp.NPY_BYTE, cnp.NPY_SHORT, cnp.NPY_INT, cnp.NPY_LONG, cnp.NPY_LONGLONG):
+        out.code = DL_INT
+    elif number in (cnp.NPY_UBYTE, cnp.NPY_USHORT, cnp.NPY_UINT, cnp.NPY_ULONG, cnp.NPY_ULONGLONG):
+        out.code = DL_UINT
+    elif number == cnp.NPY_CFLOAT or number == cnp.NPY_CDOUBLE:
+        out.code = DL_COMPLEX
+    elif number >= NPY_USERDEF and out.bits == 16 and (<object>array).dtype.name == "bfloat16":
+        out.code = DL_BFLOAT
+    else:
+        return False
+    return cnp.PyArray_ISNOTSWAPPED(array)
+
+
+cdef object numpy_dtype(VmDataType t):
+    """The numpy dtype of `t`; raises TypeError if numpy has none."""
+    return _DataType.from_triple(t.code, t.bits, t.lanes).numpy
+
+
+cdef int typenum_of(VmDataType t) noexcept:
+    """The numpy type number of the common types, -1 for the rest."""
+    if t.lanes != 1:
+        return -1
+    if t.code == DL_FLOAT:
+        return cnp.NPY_FLOAT32 if t.bits == 32 else cnp.NPY_FLOAT64 if t.bits == 64 else -1
+    if t.code == DL_INT:
+        return cnp.NPY_INT64 if t.bits == 64 else cnp.NPY_INT32 if t.bits == 32 else -1
+    if t.code == DL_BOOL and t.bits == 8:
+        return cnp.NPY_BOOL
+    return -1
+
+
+# ---- numpy arrays ----------------------------------------------------------------------------------------------------
+
+cdef void release_python(void* owner) noexcept nogil:
+    """Drops a reference to a Python object from any thread; leaks it once the interpreter is gone."""
+    if owner != NULL and Py_IsInitialized():
+        with gil:
+            Py_XDECREF_ptr(<PyObject*>owner)
+
+
+cdef bint borrow_array(cnp.ndarray array, TensorObj* t) noexcept:
+    """Points the header `t` (own, TENSOR_INLINE_NDIM dims) at `array` without taking a reference.
+
+    False, with `t` unchanged but for its dims, when the array cannot be used in place: not C-contiguous, misaligned,
+    byte-swapped, a dtype without DLPack name, or too many dimensions. The caller keeps `array` alive or calls `own_array`.
+    """
+    cdef VmDataType dtype
+    cdef int32_t ndim = <int32_t>cnp.PyArray_NDIM(array)
+    if ndim > 6 or not cnp.PyArray_IS_C_CONTIGUOUS(array) or not cnp.PyArray_ISALIGNED(array):
+        return False
+    if not dtype_of_array(array, &dtype):
+        return False
+    t.dl.ndim = ndim
+    t.dl.shape = t.dims
+    t.dl.strides = t.dims + ndim
+    if tensor_set_shape(t, <const int64_t*>cnp.PyArray_DIMS(array), dtype) < 0:
+        return False
+    t.dl.data = cnp.PyArray_DATA(array)
+    t.head.flags = OBJ_OWN if cnp.PyArray_ISWRITEABLE(array) else OBJ_OWN | OBJ_READONLY
+    return True
+
+
+cdef void own_array(TensorObj* t, object array) noexcept:
+    """Makes a header filled by `borrow_array` keep its array alive."""
+    Py_INCREF(array)
+    t.owner = <void*>array
+    t.release_owner = release_python
+
+
+cdef TensorObj* tensor_from_array(cnp.ndarray array) except NULL:
+    """A tensor over `array`; without a copy when the array is C-contiguous, aligned and in native byte order.
+
+    Raises TypeError for a dtype that tensors do not have, ValueError for more than 64 dimensions.
+    """
+    cdef VmDataType dtype
+    cdef TensorObj* t
+    if not dtype_of_array(array, &dtype):
+        if (<object>array).dtype.isnative:
+            raise TypeError(f"tensor: an array of dtype {(<object>array).dtype} has no tensor element type")
+        array = (<object>array).astype((<object>array).dtype.newbyteorder("="))
+        if not dtype_of_array(array, &dtype):
+            raise TypeError(f"tensor: an array of dtype {(<object>array).dtype} has no tensor element type")
+    if not (cnp.PyArray_IS_C_CONTIGUOUS(array) and cnp.PyArray_ISALIGNED(array)):
+        array = np.array(array, order="C", copy=True, subok=False)
+    t = tensor_new(<int32_t>cnp.PyArray_NDIM(array))
+    if t == NULL:
+        raise MemoryError("tensor: no memory for a header")
+    if tensor_set_shape(t, <const int64_t*>cnp.PyArray_DIMS(array), dtype) < 0:
+        object_release(t)
+        raise ValueError(f"tensor: shape {(<object>array).shape} does not fit in memory")
+    t.dl.data = cnp.PyArray_DATA(array)
+    if not cnp.PyArray_ISWRITEABLE(array):
+        t.head.flags |= OBJ_READONLY
+    own_array(t, array)
+    return t
+
+
+# ---- Tensor ----------------------------------------------------------------------------------------------------------
+
+cdef object shape_tuple(const int64_t* dims, Py_ssize_t n):
+    cdef list values = []
+    cdef Py_ssize_t i
+    for i in range(n):
+        values.append(dims[i])
+    return tuple.__new__(_Shape, values)
+
+
+@cython.final
+@cython.freelist(32)
+cdef class Tensor:
+    """A compact row-major array on the CPU, shared without copies with numpy and DLPack.
+
+    Made by `pyvm.tensor` and by running programs; there is no public constructor. The bytes live as long as any tensor,
+    numpy view or DLPack capsule over them.
+    """
+
+    def __init__(self):
+        raise TypeError("Tensor: make one with pyvm.tensor(array)")
+
+    def __dealloc__(self):
+        if self.obj != NULL:
+            if self.obj.wrapper == <void*>self:
+                self.obj.wrapper = NULL
+            object_release(self.obj)
+
+    @property
+    def shape(self):
+        """Dimensions, a `Shape`."""
+        return shape_tuple(self.obj.dl.shape, self.obj.dl.ndim)
+
+    @property
+    def ndim(self):
+        """Number of dimensions."""
+        return self.obj.dl.ndim
+
+    @property
+    def size(self):
+        """Number of elements."""
+        cdef int64_t n = 1
+        cdef int32_t i
+        for i in range(self.obj.dl.ndim):
+            n *= self.obj.dl.shape[i]
+        return n
+
+    @property
+    def nbytes(self):
+        """Bytes of the elements."""
+        return self.obj.nbytes
+
+    @property
+    def dtype(self):
+        """Element type, a `DataType`."""
+        cdef VmDataType t = self.obj.dl.dtype
+        return _DataType.from_triple(t.code, t.bits, t.lanes)
+
+    @property
+    def device(self):
+        """Where the bytes are, a `Device`."""
+        return _Device(self.obj.dl.device_type, self.obj.dl.device_id)
+
+    def numpy(self):
+        """A numpy view of the same bytes; read-only for constants. Raises TypeError for dtypes numpy lacks."""
+        cdef int number = typenum_of(self.obj.dl.dtype)
+        cdef int flags = cnp.NPY_ARRAY_CARRAY_RO if self.obj.head.flags & OBJ_READONLY else cnp.NPY_ARRAY_CARRAY
+        cdef object descr
+        cdef cnp.ndarray array
+        if number >= 0:
+            descr = cnp.PyArray_DescrFromType(number)
+        else:
+            descr = numpy_dtype(self.obj.dl.dtype)
+        Py_INCREF(descr)  # stolen by NewFromDescr
+        array = vm_array_over(descr, self.obj.dl.ndim, self.obj.dl.shape, self.obj.dl.data, flags)
+        Py_INCREF(self)
+        cnp.PyArray_SetBaseObject(array, self)
+        return array
+
+    def __array__(self, dtype=None, copy=None):
+        array = self.numpy()
+        if dtype is not None and array.dtype != dtype:
+            if copy is False:
+                raise ValueError(f"tensor: {array.dtype} as {np.dtype(dtype)} needs a copy, and copy=False forbids it")
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        if stream is not None and stream != -1:
+            raise BufferError(f"tensor: a CPU tensor takes no stream, got {stream!r}")
+        if dl_device is not None and tuple(dl_device) != (1, 0):
+            raise BufferError(f"tensor: lives on device (1, 0), cannot export to {tuple(dl_device)}")
+        if copy:
+            return tensor(self.numpy().copy()).__dlpack__(max_version=max_version)
+        if max_version is not None and max_version[0] >= 1:
+            return PyCapsule_New(
+                check_pointer(vm_dlpack_export_versioned(self.obj)), "dltensor_versioned", drop_capsule_versioned
+            )
+        if self.obj.head.flags & OBJ_READONLY:
+            raise BufferError("tensor: read-only, which DLPack before version 1.0 cannot say")
+        return PyCapsule_New(check_pointer(vm_dlpack_export(self.obj)), "dltensor", drop_capsule)
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        cdef TensorObj* t = self.obj
+        cdef Py_ssize_t itemsize = dtype_bytes(t.dl.dtype)
+        cdef Py_ssize_t* strides
+        cdef int32_t i
+        if flags & PyBUF_WRITABLE and t.head.flags & OBJ_READONLY:
+            raise BufferError("tensor: read-only")
+        code = numpy_dtype(t.dl.dtype).char if flags & PyBUF_FORMAT else "B"
+        format_bytes = code.encode()
+        strides = <Py_ssize_t*>check_pointer(malloc((t.dl.ndim + 1) * sizeof(Py_ssize_t)))
+        for i in range(t.dl.ndim):
+            strides[i] = t.dl.strides[i] * itemsize
+        buffer.buf = t.dl.data
+        buffer.len = t.nbytes
+        buffer.itemsize = itemsize
+        buffer.readonly = (t.head.flags & OBJ_READONLY) != 0
+        buffer.ndim = t.dl.ndim
+        buffer.format = PyBytes_AS_STRING(_format_bytes(format_bytes)) if flags & PyBUF_FORMAT else NULL
+        buffer.shape = <Py_ssize_t*>t.dl.shape if flags & PyBUF_ND else NULL
+        buffer.strides = strides if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+        buffer.suboffsets = NULL
+        buffer.internal = strides
+        buffer.obj = self
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        free(buffer.internal)
+
+    def __len__(self):
+        if self.obj.dl.ndim == 0:
+            raise TypeError("tensor: a 0-d tensor has no length")
+        return self.obj.dl.shape[0]
+
+    def __float__(self):
+        return float(self.numpy().item())
+
+    def __int__(self):
+        return int(self.numpy().item())
+
+    def __bool__(self):
+        return bool(self.numpy().item())
+
+    def __reduce__(self):
+        return tensor, (self.numpy().copy(),)
+
+    def __repr__(self):
+        dims = ", ".join(map(str, self.shape))
+        try:
+            values = np.array2string(self.numpy(), threshold=20, edgeitems=2, separator=", ")
+        except TypeError:
+            return f"Tensor(({dims}), {self.dtype})"
+        return f"Tensor(({dims}), {self.dtype},\n{values})"
+
+
+cdef dict _FORMATS = {}
+
+
+cdef bytes _format_bytes(bytes code):
+    """One immortal bytes object per format code: a buffer's `format` must outlive the buffer."""
+    return _FORMATS.setdefault(code, code)
+
+
+cdef void* check_pointer(void* p) except NULL:
+    if p == NULL:
+        raise MemoryError("tensor: out of memory")
+    return p
+
+
+cdef void drop_capsule(object capsule) noexcept:
+    cdef DLManagedTensor* m
+    if PyCapsule_IsValid(capsule, "dltensor"):  # renamed "used_dltensor" once a consumer owns it
+        m = <DLManagedTensor*>PyCapsule_GetPointer(capsule, "dltensor")
+        m.deleter(m)
+
+
+cdef void drop_capsule_versioned(object capsule) noexcept:
+    cdef DLManagedTensorVersioned* m
+    if PyCapsule_IsValid(capsule, "dltensor_versioned"):
+        m = <DLManagedTensorVersioned*>PyCapsule_GetPointer(capsule, "dltensor_versioned")
+        m.deleter(m)
+
+
+cdef object wrap_tensor(TensorObj* t):
+    """The Python face of `t`, the same one every time while it lives. Takes over one reference."""
+    cdef Tensor wrapper
+    if t.wrapper != NULL:
+        wrapper = <Tensor>t.wrapper
+        object_release(t)
+        return wrapper
+    wrapper = Tensor.__new__(Tensor)
+    wrapper.obj = t
+    t.wrapper = <void*>wrapper
+    return wrapper
+
+
+def tensor(source, device=None):
+    """A Tensor over `source`, without a copy where layout, alignment and element type allow.
+
+    Parameters
+    ----------
+    source : Tensor, numpy array, DLPack producer, or anything `numpy.asarray` takes
+    device : Device, optional
+        Only `cpu()` exists here.
+
+    Raises
+    ------
+    TypeError
+        If the elements have no tensor element type (objects, strings, dates).
+    ValueError
+        If `device` is not `cpu(0)`.
+    """
+    if device is not None and (device.device_type, device.index) != (1, 0):
+        raise ValueError(f"tensor: {device!r} is not available, tensors live on cpu(0)")
+    if type(source) is Tensor:
+        return source
+    return wrap_tensor(tensor_from_array(as_array(source)))
+
+
+cdef object as_array(object source):
+    """`source` as an ndarray, sharing its bytes where its protocol allows."""
+    if isinstance(source, np.ndarray):
+        return source
+    if hasattr(source, "__dlpack__") and not isinstance(source, np.generic):
+        return np.from_dlpack(source)
+    return np.asarray(source)
+
+
+# ---- functions -------------------------------------------------------------------------------------------------------
+
+cdef int packed_safe_call(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
+    cdef FunctionObj* f = <FunctionObj*>self
+    return f.fn(f.self, args, n_args, ret)
+
+
+cdef void native_function_delete(void* self, int how) noexcept nogil:
+    if how & OBJ_DELETE_WEAK:
+        free(self)
+
+
+cdef void python_function_delete(void* self, int how) noexcept nogil:
+    cdef FunctionObj* f = <FunctionObj*>self
+    if how & OBJ_DELETE_STRONG:
+        release_python(f.self)
+    if how & OBJ_DELETE_WEAK:
+        free(self)
+
+
+cdef FunctionObj* function_from_native(PackedFn fn, void* self, float ns_per_byte) noexcept nogil:
+    """A Function object over a C function; NULL when memory is exhausted."""
+    cdef FunctionObj* f = <FunctionObj*>malloc(sizeof(FunctionObj))
+    if f == NULL:
+        return NULL
+    object_init(&f.head, VT_FUNCTION, native_function_delete)
+    f.head.flags = OBJ_OWN
+    f.safe_call = packed_safe_call
+    f.cpp_call = NULL
+    f.fn = fn
+    f.self = self
+    f.ns_per_byte = ns_per_byte
+    f.is_python = 0
+    return f
+
+
+cdef FunctionObj* function_from_callable(object callable) except NULL:
+    """A Function object over a Python callable, which it keeps alive."""
+    cdef FunctionObj* f = function_from_native(python_packed, <void*>callable, 0.0)
+    if f == NULL:
+        raise MemoryError("function: no memory")
+    Py_INCREF(callable)
+    f.head.deleter = python_function_delete
+    f.is_python = 1
+    return f
+
+
+cdef int python_packed(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
+    """A Python callable as a PackedFunc, for callers that do not hold the GIL."""
+    cdef int status
+    with gil:
+        status = (<int (*)(void*, const Value*, int32_t, Value*) noexcept>call_python)(self, args, n_args, ret)
+    return status
+
+
+cdef int call_python(void* callable, const Value* args, int32_t n_args, Value* ret) except -1:
+    """ret := callable(*args). The one place where native code calls Python; needs the GIL.
+
+    On failure the Python exception stays set in this thread and the error slot says ERR_PYTHON, so that the caller can
+    unwind first and re-raise the exception unchanged.
+    """
+    cdef PyObject* small[9]
+    cdef PyObject** items = small
+    cdef PyObject* result = NULL
+    cdef int32_t i, made = 0
+    if n_args > 8:
+        items = <PyObject**>malloc((n_args + 1) * sizeof(PyObject*))
+        if items == NULL:
+            raise MemoryError(f"call: no memory for {n_args} arguments")
+    items[0] = NULL  # spare slot for bound methods
+    fail(ERR_PYTHON, "")
+    try:
+        for i in range(n_args):
+            item = from_value(&args[i])
+            Py_INCREF(item)
+            items[i + 1] = <PyObject*>item
+            made += 1
+        result = PyObject_Vectorcall(<PyObject*>callable, items + 1, n_args | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+        if result == NULL:
+            return -1
+        to_value(<object>result, ret)
+    finally:
+        for i in range(made):
+            Py_XDECREF_ptr(items[i + 1])
+        Py_XDECREF_ptr(result)
+        if items != small:
+            free(items)
+    return 0
+
+
+@cython.final
+cdef class Function:
+    """A callable of the virtual machine seen from Python: a native function, or a closure of a VM."""
+
+    def __init__(self):
+        raise TypeError("Function: look one up with pyvm.get_global_func(name)")
+
+    def __dealloc__(self):
+        if self.obj != NULL:
+            object_release(self.obj)
+
+    @property
+    def is_closure(self):
+        """Whether this is a function of a virtual machine with captured arguments."""
+        return self.obj.type_index == VT_CLOSURE
+
+    def __call__(self, *args):
+        """Calls with positional arguments, converted as for a VM function; raises what the function raises."""
+        cdef int32_t n = <int32_t>len(args), i
+        cdef Value ret
+        cdef Value* values = <Value*>check_pointer(malloc((n + 1) * sizeof(Value)))
+        cdef int status = 0
+        for i in range(n + 1):
+            value_set_none(&values[i])
+        value_set_none(&ret)
+        try:
+            for i in range(n):
+                to_value(args[i], &values[i])
+            # FunctionObj and ClosureObj both start with header and safe_call.
+            status = (<FunctionObj*>self.obj).safe_call(self.obj, values, n, &ret)
+        finally:
+            for i in range(n):
+                value_clear(&values[i])
+            free(values)
+        if status != 0:
+            raise_status()
+        return take_value(&ret)
+
+    def __eq__(self, other):
+        return type(other) is Function and (<Function>other).obj == self.obj
+
+    def __hash__(self):
+        return hash(<size_t>self.obj)
+
+    def __repr__(self):
+        return f"<pyvm {'closure' if self.is_closure else 'function'}{' ' + self.name if self.name else ''}>"
+
+
+cdef object wrap_function(Object* obj, str name):
+    """The Python face of a function or closure; takes over one reference."""
+    cdef Function f
+    if obj.type_index == VT_FUNCTION and (<FunctionObj*>obj).is_python and object_is_own(obj):
+        original = <object>(<FunctionObj*>obj).self
+        object_release(obj)
+        return original
+    f = Function.__new__(Function)
+    f.obj = obj
+    f.name = name
+    return f
+
+
+cdef void pyobject_delete(void* self, int how) noexcept nogil:
+    if how & OBJ_DELETE_STRONG:
+        release_python((<PyObjectObj*>self).object)
+    if how & OBJ_DELETE_WEAK:
+        free(self)
+
+
+@cython.final
+cdef class OpaqueObject:
+    """A native object without a Python face of its own (a storage, say): it can be kept and passed back."""
+    cdef Object* obj
+
+    def __init__(self):
+        raise TypeError("OpaqueObject: made by the virtual machine only")
+
+    def __dealloc__(self):
+        if self.obj != NULL:
+            object_release(self.obj)
+
+
+# ---- Values ----------------------------------------------------------------------------------------------------------
+
+cdef int to_value(object source, Value* out) except -1:
+    """out := source, with one reference of its own; `out` must not own anything before.
+
+    Raises TypeError, ValueError or OverflowError for what has no Value; then `out` is none.
+    """
+    cdef Py_ssize_t i, n
+    cdef ArrayObj* array
+    cdef ShapeObj* shape
+    cdef StrObj* text
+    cdef PyObjectObj* opaque
+    cdef bytes encoded
+    cdef VmDataType dtype
+    cdef object kind = type(source)
+    value_set_none(out)
+    if kind is Tensor:
+        object_retain((<Tensor>source).obj)
+        value_set(out, VT_TENSOR, <int64_t>(<Tensor>source).obj)
+    elif source is None:
+        pass
+    elif kind is int:
+        value_set_int(out, source)
+    elif kind is bool:
+        value_set_bool(out, source)
+    elif kind is float:
+        value_set_float(out, source)
+    elif isinstance(source, np.ndarray):
+        value_set(out, VT_TENSOR, <int64_t>tensor_from_array(source))
+    elif isinstance(source, str):
+        encoded = source.encode()
+        text = str_new(PyBytes_AS_STRING(encoded), PyBytes_GET_SIZE(encoded))
+        value_set_object(out, check_pointer(text))
+    elif kind is _Shape:
+        n = len(source)
+        shape = shape_new(NULL, n)
+        value_set_object(out, check_pointer(shape))
+        for i in range(n):
+            shape.inline_data[i] = (<tuple>source)[i]
+    elif isinstance(source, (tuple, list)):
+        items = tuple(source)
+        n = len(items)
+        array = array_new(n)
+        check_pointer(array)
+        try:
+            for i in range(n):
+                to_value(items[i], &array.data[i])
+        except BaseException:
+            object_release(array)
+            raise
+        value_set_object(out, array)
+    elif kind is _DataType:
+        dtype.code, dtype.bits, dtype.lanes = source.code, source.bits, source.lanes
+        value_set_dtype(out, dtype)
+    elif kind is _Device:
+        value_set(out, VT_DEVICE, <int64_t>((<uint64_t><uint32_t>source.device_type) | (<uint64_t>source.index << 32)))
+    elif kind is Function:
+        object_retain((<Function>source).obj)
+        value_set_object(out, (<Function>source).obj)
+    elif kind is OpaqueObject:
+        object_retain((<OpaqueObject>source).obj)
+        value_set_object(out, (<OpaqueObject>source).obj)
+    elif isinstance(source, bool):
+        value_set_bool(out, bool(source))
+    elif isinstance(source, int):
+        value_set_int(out, int(source))
+    elif isinstance(source, float) and not isinstance(source, np.generic):
+        value_set_float(out, float(source))
+    elif isinstance(source, np.generic) or hasattr(source, "__dlpack__"):
+        value_set(out, VT_TENSOR, <int64_t>tensor_from_array(as_array(source)))
+    elif callable(source):
+        value_set_object(out, function_from_callable(source))
+    else:
+        opaque = <PyObjectObj*>check_pointer(malloc(sizeof(PyObjectObj)))
+        object_init(&opaque.head, VT_PYOBJECT, pyobject_delete)
+        opaque.head.flags = OBJ_OWN
+        Py_INCREF(source)
+        opaque.object = <void*>source
+        value_set_object(out, opaque)
+    return 0
+
+
+cdef object from_value(const Value* v):
+    """A Python object for `v`, which keeps its own reference. Raises TypeError for values Python must not see."""
+    cdef int32_t kind = value_type(v)
+    cdef VmDataType dtype
+    cdef uint64_t size = 0
+    cdef const char* text
+    cdef ShapeObj* shape
+    cdef OpaqueObject opaque
+    if kind == VT_TENSOR:
+        object_retain(value_ptr(v))
+        return wrap_tensor(<TensorObj*>value_ptr(v))
+    if kind == VT_INT:
+        return v.bits
+    if kind == VT_NONE:
+        return None
+    if kind == VT_BOOL:
+        return v.bits != 0
+    if kind == VT_FLOAT:
+        return value_float(v)
+    if kind == VT_STR or kind == VT_SMALL_STR or kind == VT_RAW_STR:
+        text = value_str(v, &size)
+        return text[:size].decode("utf-8", "replace")
+    if kind == VT_SHAPE:
+        shape = <ShapeObj*>value_ptr(v)
+        return shape_tuple(shape.data, shape.size)
+    if kind == VT_ARRAY:
+        return array_to_tuple(<ArrayObj*>value_ptr(v), 0)
+    if kind == VT_DTYPE:
+        dtype = value_dtype(v)
+        return _DataType.from_triple(dtype.code, dtype.bits, dtype.lanes)
+    if kind == VT_DEVICE:
+        return _Device(<int32_t>(v.bits & 0xffffffff), <int32_t>(v.bits >> 32))
+    if kind == VT_FUNCTION or kind == VT_CLOSURE:
+        object_retain(value_ptr(v))
+        return wrap_function(<Object*>value_ptr(v), "")
+    if kind == VT_PYOBJECT:
+        return <object>(<PyObjectObj*>value_ptr(v)).object
+    if kind >= 64:
+        object_retain(value_ptr(v))
+        opaque = OpaqueObject.__new__(OpaqueObject)
+        opaque.obj = <Object*>value_ptr(v)
+        return opaque
+    raise TypeError(f"a value of kind '{value_kind_name(v).decode()}' cannot leave the virtual machine")
+
+
+cdef int MAX_NESTING = 200
+
+
+cdef object array_to_tuple(ArrayObj* array, int depth):
+    cdef int64_t i
+    cdef list items = []
+    if depth >= MAX_NESTING:
+        raise RecursionError(f"a tuple nested more than {MAX_NESTING} deep cannot become a Python tuple")
+    for i in range(array.size):
+        if value_type(&array.data[i]) == VT_ARRAY:
+            items.append(array_to_tuple(<ArrayObj*>value_ptr(&array.data[i]), depth + 1))
+        else:
+            items.append(from_value(&array.data[i]))
+    return tuple(items)
+
+
+cdef object take_value(Value* v):
+    """Like `from_value`, and `v` gives its reference up and becomes none, also when this raises."""
+    cdef TensorObj* t
+    if value_type(v) == VT_TENSOR:
+        t = <TensorObj*>value_ptr(v)
+        value_set_none(v)
+        return wrap_tensor(t)
+    try:
+        return from_value(v)
+    finally:
+        value_clear(v)

@@ -1,0 +1,127 @@
+/* Decoded programs: what `decode` (program.pyx) builds once per virtual machine and the loop (loop.pyx) runs.
+ *
+ * Registers and literals are addressed by byte offset. An argument operand is an int32: >= 0 is a register offset from the
+ * frame's base, < 0 is literal ~operand. A Program is immutable once decoded and shared by all threads; a Context belongs
+ * to one running invocation.
+ */
+#ifndef VMCORE_PROGRAM_H
+#define VMCORE_PROGRAM_H
+
+#include "vmcore/objects.h"
+
+/* Internal opcodes. The file format has four opcodes; Calls of well-known builtins and the kinds of callee are told apart
+ * here, once, instead of at every execution. `a`, `b`: register offsets; `n`: a small count; `p`: a site. */
+enum {
+  I_RET,           /* leave the frame with operand a; clear the n registers listed at p */
+  I_RET_CLEAR_ALL, /* leave with operand a; clear the whole frame (long lists) */
+  I_GOTO,          /* pc += b bytes */
+  I_GOTO_BACK,     /* same, backwards: polls */
+  I_IF,            /* if not R[a]: pc += b bytes */
+  I_CALL,          /* native PackedFunc, operands copied to an argument array */
+  I_CALL_SPECIAL,  /* native, with the VM itself or functions of this program among the arguments */
+  I_CALL_PYTHON,
+  I_CALL_VM,       /* push a frame */
+  I_CALL_CLOSURE,  /* vm.builtin.invoke_closure */
+  I_COPY,          /* R[a] := R[b] */
+  I_LOAD,          /* R[a] := literal ~b */
+  I_NULL,          /* R[a] := none */
+  I_TUPLE_GET,     /* R[a] := R[b][n] */
+  I_ALLOC_STORAGE, /* R[a] := storage of b bytes (imm) */
+  I_ALLOC_TENSOR,  /* AllocSite */
+  I_CALL_HOOKED    /* any Call, when an instrument or a profiler listens */
+};
+
+typedef struct VmFunc VmFunc;
+
+typedef struct Insn {
+  uint16_t op, n;
+  int32_t a;
+  union {
+    int64_t b;
+    void *p;
+  };
+} Insn;
+
+typedef struct CallSite {
+  PackedFn fn;
+  void *self;
+  VmFunc *callee;
+  float ns_per_byte;
+  int32_t n_args;
+  int32_t dst; /* register offset, or -1: the result is dropped */
+  int32_t func_index;
+  int32_t args[];
+} CallSite;
+
+typedef struct AllocSite {
+  TensorObj header; /* template: counts, shape, strides, dtype */
+  int64_t offset;   /* bytes from the start of the storage */
+  int32_t storage;  /* register offset */
+} AllocSite;
+
+enum { FUNC_PACKED = 0, FUNC_VM = 1, FUNC_NATIVE = 2 };
+
+struct VmFunc {
+  Insn *code;
+  int32_t kind, index;
+  int32_t n_params, n_regs;
+  int64_t start, end;  /* its instructions in the executable, half open */
+  FunctionObj *packed; /* owned; NULL unless FUNC_PACKED */
+};
+
+/* Everything a program needs to run. An Object, because closures keep it alive without the GIL. */
+typedef struct Program {
+  Object head;
+  VmFunc *funcs;
+  Insn *code;
+  Insn *hooked_code; /* the same instructions with every Call as I_CALL_HOOKED */
+  Value *literals;
+  char *sites;       /* arena of CallSites, AllocSites and clear lists */
+  char *hooked_sites;
+  void *allocator;
+  PackedFn closure_call; /* safe_call of this program's closures */
+  int32_t n_funcs, n_literals, n_constants, max_args;
+  int64_t n_code;
+  void (*release)(struct Program *self);
+  struct Context *idle; /* free list, guarded by the GIL */
+  void *instrument;     /* PyObject*, owned, or NULL: called before and after every Call; guarded by the GIL */
+  void *profiler;       /* PyObject*, owned, or NULL: called after every Call with its times */
+} Program;
+
+typedef struct Frame {
+  Insn *pc; /* the Call to return to */
+  Value *base;
+  VmFunc *func;
+} Frame;
+
+#define REGISTER_STACK_BYTES ((size_t)1 << 26)
+#define MAX_RECURSION 10000
+#define POLL_INTERVAL 1024
+#define N_ARRAY_HEADERS 8
+
+typedef struct Context {
+  Value *stack, *stack_end;
+  Frame *frames, *frames_end;
+  Frame *frame;         /* next free record; after an error, one past the innermost frame of the trace */
+  Value *args;          /* argument array of the call in progress */
+  Program *program;
+  struct Context *next; /* free list */
+  void *thread_state;   /* NULL while this invocation holds the GIL */
+  double work_ns;       /* estimated native work since the last release of the GIL */
+  int32_t countdown;    /* calls and backward jumps until the next poll */
+  int32_t gil_mode;
+  int32_t depth;        /* nested hooked calls */
+  int64_t code_shift;   /* added to VmFunc.code: 0, or where hooked_code lies */
+  int64_t polled_ns;    /* when signals were last looked at */
+  TensorCache tensors;
+  TensorObj *array_headers[N_ARRAY_HEADERS]; /* for numpy arguments; only ours between invocations */
+} Context;
+
+enum { GIL_AUTO = 0, GIL_RELEASE = 1, GIL_HOLD = 2 };
+
+static inline Value *reg_at(Value *base, int64_t offset) { return (Value *)((char *)base + offset); }
+static inline const Value *operand_at(const Value *base, const Value *literals, int32_t operand) {
+  return operand >= 0 ? (const Value *)((const char *)base + operand) : literals + ~operand;
+}
+
+#endif

@@ -1,0 +1,106 @@
+# Cython names for program.h, and the decoder.
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
+
+from vmcore.value cimport FunctionObj, Object, PackedFn, TensorObj, Value
+
+cdef extern from "vmcore/program.h" nogil:
+    enum:
+        I_RET, I_RET_CLEAR_ALL, I_GOTO, I_GOTO_BACK, I_IF, I_CALL, I_CALL_SPECIAL, I_CALL_PYTHON
+        I_CALL_VM, I_CALL_CLOSURE, I_COPY, I_LOAD, I_NULL, I_TUPLE_GET, I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL_HOOKED
+    enum:
+        FUNC_PACKED, FUNC_VM, FUNC_NATIVE
+    enum:
+        GIL_AUTO, GIL_RELEASE, GIL_HOLD
+    enum:
+        MAX_RECURSION, POLL_INTERVAL, N_ARRAY_HEADERS
+    size_t REGISTER_STACK_BYTES
+
+    ctypedef struct TensorCache:
+        TensorObj* head
+        int32_t size
+
+    ctypedef struct Insn:
+        uint16_t op, n
+        int32_t a
+        int64_t b
+        void* p
+
+    ctypedef struct CallSite:
+        PackedFn fn
+        void* self
+        VmFunc* callee
+        float ns_per_byte
+        int32_t n_args
+        int32_t dst
+        int32_t func_index
+        int32_t args[1]
+
+    ctypedef struct AllocSite:
+        TensorObj header
+        int64_t offset
+        int32_t storage
+
+    ctypedef struct VmFunc:
+        Insn* code
+        int32_t kind, index
+        int32_t n_params, n_regs
+        int64_t start, end
+        FunctionObj* packed
+
+    ctypedef struct Program:
+        Object head
+        VmFunc* funcs
+        Insn* code
+        Insn* hooked_code
+        Value* literals
+        char* sites
+        char* hooked_sites
+        void* allocator
+        PackedFn closure_call
+        int32_t n_funcs, n_literals, n_constants, max_args
+        int64_t n_code
+        void (*release)(Program* self) noexcept nogil
+        Context* idle
+        void* instrument
+        void* profiler
+
+    ctypedef struct Frame:
+        Insn* pc
+        Value* base
+        VmFunc* func
+
+    ctypedef struct Context:
+        Value* stack
+        Value* stack_end
+        Frame* frames
+        Frame* frames_end
+        Frame* frame
+        Value* args
+        Program* program
+        Context* next
+        void* thread_state
+        double work_ns
+        int32_t countdown
+        int32_t gil_mode
+        int32_t depth
+        int64_t code_shift
+        int64_t polled_ns
+        TensorCache tensors
+        TensorObj* array_headers[8]
+
+    Value* reg_at(Value* base, int64_t offset)
+    const Value* operand_at(const Value* base, const Value* literals, int32_t operand)
+    TensorObj* tensor_cache_get(TensorCache* cache)
+    void tensor_cache_clear(TensorCache* cache)
+    void value_drop(TensorCache* cache, uint64_t tag, int64_t bits)
+    void value_reset(TensorCache* cache, Value* v)
+    void value_replace(TensorCache* cache, Value* dst, Value* src)
+
+
+cdef Program* decode(
+    list functions, list constants, const int64_t[::1] offsets, const int64_t[::1] words, object resolve, bint pooled
+) except NULL
+"""A program ready to run, with one reference. Verifies first; raises VerifyError, LinkError or MemoryError."""
+
+cdef int decode_hooked(Program* program, const int64_t[::1] offsets, const int64_t[::1] words) except -1
+"""Fills `hooked_code`, for instruments."""

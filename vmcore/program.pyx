@@ -1,0 +1,595 @@
+"""Decoding: instruction words to a Program that the loop runs without any further check.
+
+What the loop relies on is proved by `vmcore.verify` before; what depends on data (kinds of values, sizes) is checked by the
+loop and the builtins where it happens.
+"""
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from vmcore.builtins cimport builtin_opcode
+from vmcore.isa cimport (
+    ARG_CONSTANT, ARG_FUNCTION, ARG_IMMEDIATE, ARG_REGISTER, CALL_WORDS, ISA_VM_REGISTER, ISA_VOID_REGISTER, OP_CALL,
+    OP_GOTO, OP_IF, OP_RET, isa_arg_kind, isa_arg_value,
+)
+from vmcore.objects cimport ShapeObj, tensor_new, tensor_set_shape, to_value
+from vmcore.registry cimport registry_get
+from vmcore.storage cimport Allocator, allocator_new, allocator_release
+from vmcore.value cimport (
+    OBJ_DELETE_BOTH, OBJ_OWN, OBJ_READONLY, TENSOR_INLINE_NDIM, VT_CLOSURE, VT_DTYPE, VT_FUNCTION, VT_OPAQUE_PTR, VT_SHAPE,
+    VT_STR, VT_TENSOR, VmDataType, dtype_bytes, object_init, object_release, object_retain, value_clear, value_copy,
+    value_dtype, value_ptr, value_set, value_set_int, value_set_none, value_set_object, value_type,
+)
+
+from vmcore import errors
+
+cdef extern from *:
+    int __builtin_popcountll(uint64_t x) noexcept nogil
+    int __builtin_ctzll(uint64_t x) noexcept nogil
+
+cdef int REGISTER_BYTES = 16
+cdef int64_t LONG_CLEAR_LIST = 512       # beyond, a Ret clears its whole frame
+cdef int64_t MAX_DATAFLOW_WORDS = 1 << 24  # of all sets of one function: beyond, every Ret clears its whole frame
+
+
+# ---- arena -----------------------------------------------------------------------------------------------------------
+
+cdef void* arena_alloc(char** arena, size_t size) except NULL:
+    """`size` zeroed bytes, 16-byte aligned, that live as long as the arena (a chain of blocks)."""
+    cdef char* block = <char*>calloc(1, size + 16)
+    if block == NULL:
+        raise MemoryError(f"decode: no memory for a site of {size} bytes")
+    (<char**>block)[0] = arena[0]
+    arena[0] = block
+    return block + 16
+
+
+cdef void arena_free(char* arena) noexcept nogil:
+    cdef char* next_block
+    while arena != NULL:
+        next_block = (<char**>arena)[0]
+        free(arena)
+        arena = next_block
+
+
+# ---- life of a program -----------------------------------------------------------------------------------------------
+
+cdef void program_delete(void* self, int how) noexcept nogil:
+    cdef Program* program = <Program*>self
+    cdef int32_t i
+    if how != OBJ_DELETE_BOTH:
+        return
+    if program.release != NULL:
+        program.release(program)
+    if program.literals != NULL:
+        for i in range(program.n_literals):
+            if value_type(&program.literals[i]) != VT_CLOSURE:  # a marker, not a reference
+                value_clear(&program.literals[i])
+    if program.funcs != NULL:
+        for i in range(program.n_funcs):
+            if program.funcs[i].packed != NULL:
+                object_release(program.funcs[i].packed)
+    arena_free(program.sites)
+    arena_free(program.hooked_sites)
+    free(program.literals)
+    free(program.funcs)
+    free(program.code)
+    free(program.hooked_code)
+    if program.allocator != NULL:
+        allocator_release(<Allocator*>program.allocator)
+    free(program)
+
+
+cdef Program* decode(
+    list functions, list constants, const int64_t[::1] offsets, const int64_t[::1] words, object resolve, bint pooled
+) except NULL:
+    cdef Program* program = <Program*>calloc(1, sizeof(Program))
+    if program == NULL:
+        raise MemoryError("decode: no memory for a program")
+    object_init(&program.head, 0, program_delete)
+    try:
+        program.allocator = allocator_new(pooled)
+        program.funcs = <VmFunc*>calloc(len(functions) + 1, sizeof(VmFunc))
+        program.code = <Insn*>calloc(offsets.shape[0] + 1, sizeof(Insn))
+        if program.allocator == NULL or program.funcs == NULL or program.code == NULL:
+            raise MemoryError(f"decode: no memory for {offsets.shape[0]} instructions")
+        program.n_code = offsets.shape[0]
+        link(program, functions, resolve)
+        decode_code(program, constants, offsets, words, False)
+    except BaseException:
+        object_release(program)
+        raise
+    return program
+
+
+cdef int decode_hooked(Program* program, const int64_t[::1] offsets, const int64_t[::1] words) except -1:
+    if program.hooked_code != NULL:
+        return 0
+    program.hooked_code = <Insn*>calloc(program.n_code + 1, sizeof(Insn))
+    if program.hooked_code == NULL:
+        raise MemoryError(f"decode: no memory for {program.n_code} instructions")
+    decode_code(program, None, offsets, words, True)
+    return 0
+
+
+cdef int link(Program* program, list functions, object resolve) except -1:
+    """Fills the function table; every external name must be found, and all that are not are named at once."""
+    cdef VmFunc* func
+    cdef FunctionObj* found
+    cdef list missing = []
+    for index, info in enumerate(functions):
+        func = &program.funcs[index]
+        program.n_funcs = index + 1
+        func.kind = info.kind
+        func.index = index
+        func.n_params = info.num_args if info.num_args > 0 else 0
+        func.n_regs = info.register_file_size
+        func.start = info.start_instr
+        func.end = info.end_instr
+        if func.kind == FUNC_PACKED:
+            found = registry_get(info.name)
+            if found == NULL:
+                missing.append(info.name)
+            func.packed = found
+        elif func.kind == FUNC_VM:
+            func.code = program.code + func.start
+        else:
+            raise errors.LinkError(f"link: '{info.name}' is a compiled function (VMTIR); this program comes without its library")
+    if missing:
+        names = ", ".join(repr(name) for name in missing)
+        raise errors.FunctionNotFoundError(
+            f"link: {len(missing)} of {len(functions)} functions have no implementation in the registry: {names}"
+        )
+    return 0
+
+
+# ---- literals --------------------------------------------------------------------------------------------------------
+
+cdef class LiteralPool:
+    """Constants, immediates and special operands as Values, deduplicated."""
+    cdef Program* program
+    cdef dict index_of
+    cdef Py_ssize_t capacity
+
+    cdef int append(self, Value* v) except -1:
+        cdef Value* grown
+        cdef Py_ssize_t capacity
+        cdef int index = self.program.n_literals
+        if index == self.capacity:
+            capacity = 2 * self.capacity + 16
+            grown = <Value*>calloc(capacity, sizeof(Value))
+            if grown == NULL:
+                raise MemoryError(f"decode: no memory for {capacity} literals")
+            if index:
+                memcpy(grown, self.program.literals, index * sizeof(Value))
+            free(self.program.literals)
+            self.program.literals = grown
+            self.capacity = capacity
+        value_copy(&self.program.literals[index], v)
+        self.program.n_literals += 1
+        return index
+
+    cdef int add_constants(self, list constants) except -1:
+        cdef Value v
+        for constant in constants:
+            to_value(constant, &v)
+            if value_type(&v) == VT_TENSOR:
+                (<TensorObj*>value_ptr(&v)).head.flags |= OBJ_READONLY
+            try:
+                self.append(&v)
+            except BaseException:
+                value_clear(&v)
+                raise
+        self.program.n_constants = self.program.n_literals
+        return 0
+
+    cdef int special(self, uint64_t tag, int64_t bits) except -1:
+        cdef Value v
+        key = (tag, bits)
+        known = self.index_of.get(key)
+        if known is None:
+            value_set(&v, tag, bits)
+            if tag == <uint64_t>VT_FUNCTION:
+                object_retain(<void*>bits)
+            known = self.append(&v)
+            self.index_of[key] = known
+        return known
+
+
+cdef int32_t operand_of(LiteralPool pool, Program* program, int64_t word, bint* is_special) except? -2147483648:
+    """The decoded operand of a Call argument word."""
+    cdef int64_t kind = isa_arg_kind(word), value = isa_arg_value(word)
+    if kind == ARG_REGISTER:
+        if value == ISA_VOID_REGISTER:
+            return ~pool.special(0, 0)
+        if value == ISA_VM_REGISTER:
+            is_special[0] = True
+            return ~pool.special(VT_OPAQUE_PTR, 0)
+        return <int32_t>(value * REGISTER_BYTES)
+    if kind == ARG_IMMEDIATE:
+        return ~pool.special(1, value)
+    if kind == ARG_CONSTANT:
+        return ~<int32_t>value
+    if program.funcs[value].kind == FUNC_PACKED:
+        return ~pool.special(VT_FUNCTION, <int64_t>program.funcs[value].packed)
+    is_special[0] = True
+    return ~pool.special(VT_CLOSURE, value)
+
+
+# ---- instructions ----------------------------------------------------------------------------------------------------
+
+cdef int decode_code(
+    Program* program, list constants, const int64_t[::1] offsets, const int64_t[::1] words, bint hooked
+) except -1:
+    cdef LiteralPool pool = LiteralPool.__new__(LiteralPool)
+    cdef int32_t f
+    cdef int64_t pc, end, at
+    cdef Insn* insn
+    cdef Insn* code = program.hooked_code if hooked else program.code
+    pool.program = program
+    pool.index_of = {}
+    if hooked:
+        # The literals of the first decoding are complete: the same words give the same literals.
+        pool.capacity = program.n_literals
+        rebuild_index(pool)
+    else:
+        pool.add_constants(constants)
+    for f in range(program.n_funcs):
+        if program.funcs[f].kind != FUNC_VM:
+            continue
+        end = program.funcs[f].end
+        for pc in range(program.funcs[f].start, end):
+            at = offsets[pc]
+            insn = &code[pc]
+            if words[at] == OP_CALL:
+                decode_call(pool, program, insn, words, at, hooked)
+            elif words[at] == OP_RET:
+                insn.op = I_RET
+                if words[at + 1] >= ISA_VOID_REGISTER:
+                    insn.a = ~pool.special(0, 0)  # void and the VM itself leave as none
+                else:
+                    insn.a = <int32_t>(words[at + 1] * REGISTER_BYTES)
+            elif words[at] == OP_GOTO:
+                insn.op = I_GOTO if words[at + 1] > 0 else I_GOTO_BACK
+                insn.b = words[at + 1] * <int64_t>sizeof(Insn)
+            else:
+                insn.op = I_IF
+                insn.a = <int32_t>(words[at + 1] * REGISTER_BYTES)
+                insn.b = words[at + 2] * <int64_t>sizeof(Insn)
+        list_clears(program, &program.funcs[f], code, offsets, words, end, hooked)
+    return 0
+
+
+cdef int rebuild_index(LiteralPool pool) except -1:
+    cdef int32_t i
+    cdef Value* v
+    for i in range(pool.program.n_constants, pool.program.n_literals):
+        v = &pool.program.literals[i]
+        pool.index_of[(v.tag, v.bits)] = i
+    return 0
+
+
+cdef int decode_call(
+    LiteralPool pool, Program* program, Insn* insn, const int64_t[::1] words, int64_t at, bint hooked
+) except -1:
+    cdef VmFunc* callee = &program.funcs[words[at + 2]]
+    cdef int32_t n_args = <int32_t>words[at + 3], i, first = 0
+    cdef int32_t dst = -1 if words[at + 1] >= ISA_VOID_REGISTER else <int32_t>(words[at + 1] * REGISTER_BYTES)
+    cdef bint is_special = False
+    cdef int opcode = I_CALL
+    cdef CallSite* site
+    cdef char** arena = &program.hooked_sites if hooked else &program.sites
+    site = <CallSite*>arena_alloc(arena, sizeof(CallSite) + n_args * sizeof(int32_t))
+    for i in range(n_args):
+        site.args[i] = operand_of(pool, program, words[at + CALL_WORDS + i], &is_special)
+    site.n_args = n_args
+    site.dst = dst
+    site.func_index = callee.index
+    site.callee = callee
+    if n_args > program.max_args:
+        program.max_args = n_args
+    insn.a = dst
+    insn.p = site
+    if callee.kind == FUNC_PACKED:
+        site.fn = callee.packed.fn
+        site.self = callee.packed.self
+        site.ns_per_byte = callee.packed.ns_per_byte
+    if hooked:
+        insn.op = I_CALL_HOOKED
+        insn.n = is_special
+        return 0
+    if callee.kind == FUNC_VM:
+        insn.op = I_CALL_VM
+        return 0
+    opcode = builtin_opcode(callee.packed.fn)
+    if opcode != I_CALL and specialise(program, insn, site, opcode):
+        return 0
+    insn.op = I_CALL_SPECIAL if is_special else I_CALL_PYTHON if callee.packed.is_python else I_CALL
+    return 0
+
+
+cdef bint literal_is(Program* program, int32_t operand, int kind) noexcept:
+    return operand < 0 and value_type(&program.literals[~operand]) == kind
+
+
+cdef bint specialise(Program* program, Insn* insn, CallSite* site, int opcode) except -1:
+    """Rewrites the Call of a builtin into its internal opcode where the operands allow it."""
+    cdef int32_t n = site.n_args
+    cdef const int32_t* args = site.args
+    cdef Value* literals = program.literals
+    cdef int64_t nbytes
+    if opcode == I_CALL_CLOSURE:
+        if n < 2 or not literal_is(program, args[0], VT_OPAQUE_PTR):
+            return False
+        insn.op = I_CALL_CLOSURE
+        return True
+    if site.dst < 0:
+        return False
+    if opcode == I_NULL and n == 0:
+        insn.op = I_NULL
+        return True
+    if opcode == I_COPY and n == 1:
+        if args[0] >= 0:
+            insn.op = I_COPY
+            insn.b = args[0]
+            return True
+        if not (literal_is(program, args[0], VT_OPAQUE_PTR) or literal_is(program, args[0], VT_CLOSURE)):
+            insn.op = I_LOAD
+            insn.b = ~args[0]
+            return True
+        return False
+    if opcode == I_TUPLE_GET and n == 2 and args[0] >= 0 and literal_is(program, args[1], 1):
+        if not 0 <= literals[~args[1]].bits <= 65535:
+            return False
+        insn.op = I_TUPLE_GET
+        insn.n = <uint16_t>literals[~args[1]].bits
+        insn.b = args[0]
+        return True
+    if opcode == I_ALLOC_STORAGE and 4 <= n <= 5:
+        if not (
+            literal_is(program, args[0], VT_OPAQUE_PTR) and literal_is(program, args[1], VT_SHAPE)
+            and literal_is(program, args[2], 1) and literals[~args[2]].bits == 0 and literal_is(program, args[3], VT_DTYPE)
+        ):
+            return False
+        nbytes = shape_bytes(<ShapeObj*>value_ptr(&literals[~args[1]]), value_dtype(&literals[~args[3]]))
+        if nbytes < 0:
+            return False  # the builtin raises when it is reached
+        insn.op = I_ALLOC_STORAGE
+        insn.b = nbytes
+        return True
+    if opcode == I_ALLOC_TENSOR and 4 <= n <= 5:
+        return specialise_alloc_tensor(program, insn, site)
+    return False
+
+
+cdef int64_t shape_bytes(ShapeObj* shape, VmDataType dtype) noexcept:
+    """Bytes of a compact tensor, or -1."""
+    cdef TensorObj* t
+    cdef int64_t nbytes
+    if shape.size > 64:
+        return -1
+    t = tensor_new(<int32_t>shape.size)
+    if t == NULL:
+        return -1
+    nbytes = tensor_set_shape(t, shape.data, dtype)
+    object_release(t)
+    return nbytes
+
+
+cdef bint specialise_alloc_tensor(Program* program, Insn* insn, CallSite* site) except -1:
+    cdef const int32_t* args = site.args
+    cdef Value* literals = program.literals
+    cdef ShapeObj* shape
+    cdef AllocSite* alloc
+    cdef TensorObj* template
+    if not (
+        args[0] >= 0 and literal_is(program, args[1], 1) and literal_is(program, args[2], VT_SHAPE)
+        and literal_is(program, args[3], VT_DTYPE)
+    ):
+        return False
+    shape = <ShapeObj*>value_ptr(&literals[~args[2]])
+    if shape.size > <uint64_t>TENSOR_INLINE_NDIM or literals[~args[1]].bits < 0:
+        return False
+    template = tensor_new(<int32_t>shape.size)
+    if template == NULL:
+        raise MemoryError("decode: no memory for a tensor header")
+    if tensor_set_shape(template, shape.data, value_dtype(&literals[~args[3]])) < 0:
+        object_release(template)
+        return False  # the builtin raises when it is reached
+    alloc = <AllocSite*>arena_alloc(&program.sites, sizeof(AllocSite))
+    memcpy(&alloc.header, template, sizeof(TensorObj))
+    object_release(template)
+    alloc.offset = literals[~args[1]].bits
+    alloc.storage = args[0]
+    insn.op = I_ALLOC_TENSOR
+    insn.p = alloc
+    return True
+
+
+# ---- what a Ret clears -----------------------------------------------------------------------------------------------
+# INVARIANT: everything above the top of the register stack is none, so that a new frame needs no initialisation. Each Ret
+# therefore clears exactly the registers that may hold something there: a forward may-be-set analysis over basic blocks.
+
+cdef struct Flow:
+    Program* program
+    VmFunc* func
+    const int64_t* offsets  # of this function: offsets[0] is its first instruction
+    const int64_t* words
+    int64_t n_insns, n_words, n_blocks
+    int32_t* block_of       # per instruction: 1-based block number at a leader, else 0
+    int64_t* leader         # per block: its first instruction
+    uint64_t* sets          # per block: registers that may be set on entry; row 0 is the running set
+    int32_t* pending        # stack of blocks to visit
+    int64_t n_pending
+    uint8_t* state          # per block: 1 in the stack, 2 reached
+
+
+cdef int list_clears(
+    Program* program, VmFunc* func, Insn* code, const int64_t[::1] offsets, const int64_t[::1] words, int64_t end,
+    bint hooked,
+) except -1:
+    """Gives every Ret of `func` its list of registers to clear."""
+    cdef Flow flow
+    cdef int64_t visits = 0, i
+    cdef int32_t block
+    if func.n_regs == 0:
+        return 0
+    memset(&flow, 0, sizeof(Flow))
+    flow.program = program
+    flow.func = func
+    flow.offsets = &offsets[func.start]
+    flow.words = &words[0]
+    flow.n_insns = end - func.start
+    flow.n_words = (func.n_regs + 63) // 64
+    code += func.start
+    try:
+        flow.block_of = <int32_t*>flow_alloc(flow.n_insns + 1, sizeof(int32_t))
+        find_blocks(&flow)
+        if (flow.n_blocks + 1) * flow.n_words > MAX_DATAFLOW_WORDS:
+            clear_all_everywhere(code, flow.n_insns)
+            return 0
+        flow.leader = <int64_t*>flow_alloc(flow.n_blocks + 1, sizeof(int64_t))
+        flow.sets = <uint64_t*>flow_alloc((flow.n_blocks + 1) * flow.n_words, sizeof(uint64_t))
+        flow.pending = <int32_t*>flow_alloc(flow.n_blocks + 1, sizeof(int32_t))
+        flow.state = <uint8_t*>flow_alloc(flow.n_blocks + 1, 1)
+        for i in range(flow.n_insns):
+            if flow.block_of[i]:
+                flow.leader[flow.block_of[i]] = i
+        for i in range(func.n_params):
+            flow.sets[i // 64] |= <uint64_t>1 << (i % 64)
+        join(&flow, 0)
+        while flow.n_pending > 0:
+            flow.n_pending -= 1
+            block = flow.pending[flow.n_pending]
+            flow.state[block] &= 2
+            visits += 1
+            if visits > 16 * flow.n_blocks + 1024:  # adversarial control flow: exactness is not worth the time
+                clear_all_everywhere(code, flow.n_insns)
+                return 0
+            walk_block(&flow, block, NULL, hooked)
+        for i in range(1, flow.n_blocks + 1):
+            if flow.state[i] & 2:
+                walk_block(&flow, <int32_t>i, code, hooked)
+    finally:
+        free(flow.block_of)
+        free(flow.leader)
+        free(flow.sets)
+        free(flow.pending)
+        free(flow.state)
+    return 0
+
+
+cdef void* flow_alloc(int64_t n, size_t size) except NULL:
+    cdef void* memory = calloc(n, size)
+    if memory == NULL:
+        raise MemoryError(f"decode: no memory for {n} entries of {size} bytes")
+    return memory
+
+
+cdef void find_blocks(Flow* flow) noexcept nogil:
+    """Numbers the basic blocks: leaders are the entry, jump targets, and what follows a jump or a Ret."""
+    cdef int64_t i, at
+    flow.block_of[0] = 1
+    for i in range(flow.n_insns):
+        at = flow.offsets[i]
+        if flow.words[at] == OP_CALL:
+            continue
+        flow.block_of[i + 1] = 1  # one past the end has room
+        if flow.words[at] == OP_GOTO:
+            flow.block_of[i + flow.words[at + 1]] = 1
+        elif flow.words[at] == OP_IF:
+            flow.block_of[i + flow.words[at + 2]] = 1
+    for i in range(flow.n_insns):
+        if flow.block_of[i]:
+            flow.n_blocks += 1
+            flow.block_of[i] = <int32_t>flow.n_blocks
+
+
+cdef int walk_block(Flow* flow, int32_t block, Insn* code, bint hooked) except -1:
+    """Runs the running set through a block; into its successors (`code` NULL), or into the list of its Ret."""
+    cdef int64_t i = flow.leader[block], at
+    memcpy(flow.sets, flow.sets + block * flow.n_words, flow.n_words * sizeof(uint64_t))
+    while True:
+        at = flow.offsets[i]
+        if flow.words[at] == OP_CALL:
+            transfer_call(flow, at)
+        elif flow.words[at] == OP_RET:
+            if code != NULL:
+                write_clears(flow, &code[i], hooked)
+            return 0
+        elif code != NULL:
+            return 0
+        elif flow.words[at] == OP_GOTO:
+            join(flow, i + flow.words[at + 1])
+            return 0
+        else:
+            join(flow, i + flow.words[at + 2])
+            join(flow, i + 1)
+            return 0
+        i += 1
+        if flow.block_of[i]:
+            if code == NULL:
+                join(flow, i)
+            return 0
+
+
+cdef void transfer_call(Flow* flow, int64_t at) noexcept nogil:
+    cdef int64_t dst = flow.words[at + 1]
+    cdef VmFunc* callee = &flow.program.funcs[flow.words[at + 2]]
+    if dst >= ISA_VOID_REGISTER:
+        return
+    if callee.kind == FUNC_PACKED and flow.words[at + 3] == 0 and builtin_opcode(callee.packed.fn) == I_NULL:
+        flow.sets[dst // 64] &= ~(<uint64_t>1 << (dst % 64))
+    else:
+        flow.sets[dst // 64] |= <uint64_t>1 << (dst % 64)
+
+
+cdef void join(Flow* flow, int64_t target) noexcept nogil:
+    """Joins the running set into the block at `target`; queues it when that changed it or it is new."""
+    cdef int32_t block = flow.block_of[target]
+    cdef uint64_t* into = flow.sets + block * flow.n_words
+    cdef int64_t i
+    cdef bint changed = not flow.state[block] & 2
+    for i in range(flow.n_words):
+        if flow.sets[i] & ~into[i]:
+            into[i] |= flow.sets[i]
+            changed = True
+    if changed and not flow.state[block] & 1:
+        flow.state[block] = 3
+        flow.pending[flow.n_pending] = block
+        flow.n_pending += 1
+
+
+cdef void clear_all_everywhere(Insn* code, int64_t n) noexcept nogil:
+    cdef int64_t i
+    for i in range(n):
+        if code[i].op == I_RET:
+            code[i].op = I_RET_CLEAR_ALL
+
+
+cdef int write_clears(Flow* flow, Insn* insn, bint hooked) except -1:
+    cdef int64_t i, bit, count = 0, result = insn.a // REGISTER_BYTES  # moved out by the Ret itself; < 0: a literal
+    cdef uint64_t word
+    cdef int32_t* listed
+    for i in range(flow.n_words):
+        count += __builtin_popcountll(flow.sets[i])
+    if count > LONG_CLEAR_LIST:
+        insn.op = I_RET_CLEAR_ALL
+        return 0
+    listed = <int32_t*>arena_alloc(
+        &flow.program.hooked_sites if hooked else &flow.program.sites, (count + 1) * sizeof(int32_t)
+    )
+    count = 0
+    for i in range(flow.n_words):
+        word = flow.sets[i]
+        while word:
+            bit = i * 64 + __builtin_ctzll(word)
+            word &= word - 1
+            if bit != result:
+                listed[count] = <int32_t>(bit * REGISTER_BYTES)
+                count += 1
+    insn.n = <uint16_t>count
+    insn.p = listed
+    return 0

@@ -1,0 +1,144 @@
+"""The global function table: Python callables and native kernels under one kind of name.
+
+Kernel modules are loaded when the first `kernel.*` name is looked up, so that a process that runs none pays nothing.
+"""
+import importlib
+
+from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
+
+from vmcore.builtins cimport builtin_table
+from vmcore.objects cimport Function, function_from_callable, function_from_native
+from vmcore.value cimport FunctionObj, KernelEntry, Object, object_retain
+
+from vmcore import errors, kernels
+
+ctypedef const KernelEntry* (*TableFn)(int* n) noexcept
+
+cdef dict _functions = {}
+cdef bint _kernels_loaded = False
+
+
+cdef Function named(Object* obj, str name):
+    """A Function that is not replaced by the Python callable behind it. Takes over one reference."""
+    cdef Function f = Function.__new__(Function)
+    f.obj = obj
+    f.name = name
+    return f
+
+
+cdef int add_table(const KernelEntry* table, int n) except -1:
+    cdef FunctionObj* f
+    cdef int i
+    for i in range(n):
+        f = function_from_native(table[i].fn, NULL, table[i].ns_per_byte)
+        if f == NULL:
+            raise MemoryError("registry: no memory for a function")
+        name = table[i].name.decode()
+        _functions.setdefault(name, named(&f.head, name))
+    return 0
+
+
+cdef int load_kernels() except -1:
+    global _kernels_loaded
+    cdef int n = 0
+    cdef const KernelEntry* table
+    if _kernels_loaded:
+        return 0
+    for module_name in kernels.MODULES:
+        capsule = importlib.import_module(f"vmcore.kernels.{module_name}").__pyx_capi__["kernel_table"]
+        table = (<TableFn>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)))(&n)
+        add_table(table, n)
+    importlib.import_module("vmcore.blas").ensure_bound()
+    _kernels_loaded = True
+    return 0
+
+
+cdef Function find(str name):
+    found = _functions.get(name)
+    if found is None and name.startswith("kernel."):
+        load_kernels()
+        found = _functions.get(name)
+    return found
+
+
+cdef FunctionObj* registry_get(str name) except? NULL:
+    cdef Function found = find(name)
+    if found is None:
+        return NULL
+    object_retain(found.obj)
+    return <FunctionObj*>found.obj
+
+
+def register_func(name, f=None, override=False):
+    """Makes a Python callable available to programs under `name`; usable as a decorator.
+
+    Parameters
+    ----------
+    name : str or callable
+        The global name; a callable registers itself under its `__name__`.
+    f : callable, optional
+        Without it, returns a decorator.
+    override : bool
+        Whether a function that has this name already may be replaced. Virtual machines made before keep the old one.
+
+    Returns
+    -------
+    callable
+        `f`, or the decorator.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken and `override` is false, or is empty.
+    TypeError
+        If `f` is not callable.
+    """
+    if callable(name) and f is None:
+        return register_func(name.__name__, name, override)
+    if not isinstance(name, str):
+        raise TypeError(f"register_func: the name must be a str, got {type(name).__name__}")
+    if f is None:
+        return lambda function: register_func(name, function, override)
+    if not name:
+        raise ValueError("register_func: the name is empty")
+    if not callable(f):
+        raise TypeError(f"register_func: {name!r} must be callable, got {type(f).__name__}")
+    if not override and find(name) is not None:
+        raise ValueError(f"register_func: {name!r} is registered already; override=True replaces it")
+    if name.startswith("kernel."):
+        load_kernels()  # so that loading them later does not meet a name that is taken
+    if type(f) is Function:
+        object_retain((<Function>f).obj)
+        _functions[name] = named((<Function>f).obj, name)
+    else:
+        _functions[name] = named(&function_from_callable(f).head, name)
+    return f
+
+
+def get_global_func(name, allow_missing=False):
+    """The function registered under `name`, callable from Python.
+
+    Raises FunctionNotFoundError if there is none and `allow_missing` is false; with it, returns None.
+    """
+    found = find(name)
+    if found is None and not allow_missing:
+        raise errors.FunctionNotFoundError(f"get_global_func: no function is registered as {name!r}")
+    return found
+
+
+def list_global_func_names():
+    """All registered names, sorted: builtins, kernels and what `register_func` added."""
+    load_kernels()
+    return sorted(_functions)
+
+
+def remove_global_func(name):
+    """Forgets a name; virtual machines that use the function keep it. Raises FunctionNotFoundError if unknown."""
+    if find(name) is None:
+        raise errors.FunctionNotFoundError(f"remove_global_func: no function is registered as {name!r}")
+    del _functions[name]
+
+
+cdef int _n_builtins = 0
+cdef const KernelEntry* _builtins = builtin_table(&_n_builtins)
+add_table(_builtins, _n_builtins)

@@ -1,0 +1,178 @@
+"""Allocators of storages.
+
+A storage is one block: 64 bytes of header, then the data, both 64-byte aligned. A pooled allocator keeps freed blocks in
+size classes (four per power of two, so at most 25 % of a block is unused) and never keeps more than what brings the
+sum of live and kept bytes to 1.5 times the peak of live bytes.
+
+OWNERSHIP: the creator of an allocator holds one reference, and so does every storage: tensors may outlive the virtual
+machine that made them.
+"""
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+from vmcore.value cimport OBJ_DELETE_STRONG, OBJ_DELETE_WEAK, OBJ_OWN, VT_STORAGE, Object, StorageObj, object_init
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t*, void*)
+    int pthread_mutex_destroy(pthread_mutex_t*)
+    int pthread_mutex_lock(pthread_mutex_t*)
+    int pthread_mutex_unlock(pthread_mutex_t*)
+
+cdef extern from "<malloc.h>" nogil:
+    int malloc_trim(size_t pad)
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** out, size_t alignment, size_t size)
+    void* calloc(size_t n, size_t size)
+
+cdef extern from *:
+    """
+    #define STORAGE_HEADER 64
+    #define STORAGE_CLASSES 256
+    /* Size class of `nbytes` >= 1 and the capacity of its blocks. */
+    static int storage_class(int64_t nbytes, int64_t *capacity) {
+      if (nbytes <= 64) { *capacity = 64; return 0; }
+      int log2 = 63 - __builtin_clzll((uint64_t)(nbytes - 1)); /* 2^log2 < nbytes <= 2^(log2+1) */
+      int64_t step = (int64_t)1 << (log2 - 2);
+      int64_t quarter = (nbytes - ((int64_t)1 << log2) + step - 1) / step; /* 1..4 */
+      *capacity = ((int64_t)1 << log2) + quarter * step;
+      return 4 * (log2 - 6) + (int)quarter;
+    }
+    static int64_t counter_add(int64_t *counter, int64_t n) { return __atomic_add_fetch(counter, n, __ATOMIC_ACQ_REL); }
+    """
+    enum:
+        STORAGE_HEADER, STORAGE_CLASSES
+    int storage_class(int64_t nbytes, int64_t* capacity) nogil
+    int64_t counter_add(int64_t* counter, int64_t n) nogil
+
+cdef struct Pool:  # what an Allocator is
+    pthread_mutex_t lock          # guards everything below but `references`
+    int64_t references
+    bint pooled
+    AllocatorReport books
+    StorageObj* free_blocks[STORAGE_CLASSES]  # chained through `owner`
+
+
+cdef Allocator* allocator_new(bint pooled) noexcept nogil:
+    """One reference to a new allocator; NULL when memory is exhausted."""
+    cdef Pool* self = <Pool*>calloc(1, sizeof(Pool))
+    if self == NULL:
+        return NULL
+    pthread_mutex_init(&self.lock, NULL)
+    self.references = 1
+    self.pooled = pooled
+    return self
+
+
+cdef void allocator_release(Allocator* allocator) noexcept nogil:
+    cdef Pool* self = <Pool*>allocator
+    if counter_add(&self.references, -1) == 0:
+        allocator_trim(self)
+        pthread_mutex_destroy(&self.lock)
+        free(self)
+
+
+cdef StorageObj* storage_alloc(Allocator* allocator, int64_t nbytes) noexcept nogil:
+    """A storage of `nbytes` >= 0 bytes, content undefined; NULL when memory is exhausted."""
+    cdef Pool* self = <Pool*>allocator
+    cdef int64_t capacity
+    cdef int size_class
+    cdef StorageObj* block = NULL
+    cdef void* memory = NULL
+    if nbytes < 0 or nbytes > (<int64_t>1 << 47):  # beyond any address space
+        return NULL
+    size_class = storage_class(nbytes if nbytes > 0 else 1, &capacity)
+    pthread_mutex_lock(&self.lock)
+    self.books.n_allocations += 1
+    if self.pooled:
+        block = self.free_blocks[size_class]
+        if block != NULL:
+            self.free_blocks[size_class] = <StorageObj*>block.owner
+            self.books.pooled_bytes -= capacity
+            self.books.n_pool_hits += 1
+            self.books.live_bytes += capacity
+            if self.books.live_bytes > self.books.peak_bytes:
+                self.books.peak_bytes = self.books.live_bytes
+    pthread_mutex_unlock(&self.lock)
+    if block == NULL:
+        if posix_memalign(&memory, 64, STORAGE_HEADER + capacity) != 0:
+            allocator_trim(self)
+            if posix_memalign(&memory, 64, STORAGE_HEADER + capacity) != 0:
+                return NULL
+        block = <StorageObj*>memory
+        pthread_mutex_lock(&self.lock)
+        self.books.live_bytes += capacity
+        if self.books.live_bytes > self.books.peak_bytes:
+            self.books.peak_bytes = self.books.live_bytes
+        pthread_mutex_unlock(&self.lock)
+    counter_add(&self.references, 1)
+    object_init(&block.head, VT_STORAGE, storage_delete)
+    block.head.flags = OBJ_OWN
+    block.data = <char*>block + STORAGE_HEADER
+    block.nbytes = nbytes
+    block.owner = self
+    block.release = NULL
+    return block
+
+
+cdef void storage_delete(void* object, int how) noexcept nogil:
+    cdef StorageObj* block = <StorageObj*>object
+    cdef Pool* self = <Pool*>block.owner
+    cdef int64_t capacity
+    cdef int size_class
+    cdef bint keep
+    if not how & OBJ_DELETE_WEAK:
+        return
+    size_class = storage_class(block.nbytes if block.nbytes > 0 else 1, &capacity)
+    pthread_mutex_lock(&self.lock)
+    self.books.live_bytes -= capacity
+    keep = (
+        self.pooled
+        and self.books.live_bytes + self.books.pooled_bytes + capacity <= self.books.peak_bytes + self.books.peak_bytes // 2
+    )
+    if keep:
+        block.owner = self.free_blocks[size_class]
+        self.free_blocks[size_class] = block
+        self.books.pooled_bytes += capacity
+    pthread_mutex_unlock(&self.lock)
+    if not keep:
+        free(block)
+    allocator_release(self)
+
+
+cdef int64_t allocator_trim(Allocator* allocator) noexcept nogil:
+    """Gives all kept blocks back to the system; returns their bytes."""
+    cdef Pool* self = <Pool*>allocator
+    cdef StorageObj* chain = NULL
+    cdef StorageObj* block
+    cdef int64_t freed
+    cdef int i
+    pthread_mutex_lock(&self.lock)
+    freed = self.books.pooled_bytes
+    self.books.pooled_bytes = 0
+    for i in range(STORAGE_CLASSES):
+        while self.free_blocks[i] != NULL:
+            block = self.free_blocks[i]
+            self.free_blocks[i] = <StorageObj*>block.owner
+            block.owner = chain
+            chain = block
+    pthread_mutex_unlock(&self.lock)
+    while chain != NULL:
+        block = chain
+        chain = <StorageObj*>block.owner
+        free(block)
+    if freed > 0:
+        malloc_trim(0)
+    return freed
+
+
+cdef AllocatorReport allocator_report(Allocator* allocator) noexcept nogil:
+    cdef Pool* self = <Pool*>allocator
+    cdef AllocatorReport report
+    pthread_mutex_lock(&self.lock)
+    report = self.books
+    pthread_mutex_unlock(&self.lock)
+    return report

@@ -51,6 +51,7 @@ from vmcore.isa import (
     VOID_REGISTER,
     ArgKind,
     Opcode,
+    format_instruction,
     instruction_words,
     pack_arg,
     register_name,
@@ -74,8 +75,7 @@ from .executable import (
 
 _CALL, _RET, _GOTO, _IF = (int(op) for op in (Opcode.OP_CALL, Opcode.OP_RET, Opcode.OP_GOTO, Opcode.OP_IF))
 _REGISTER, _IMMEDIATE, _CONSTANT, _FUNCTION = (
-    int(kind)
-    for kind in (ArgKind.ARG_REGISTER, ArgKind.ARG_IMMEDIATE, ArgKind.ARG_CONSTANT, ArgKind.ARG_FUNCTION)
+    int(kind) for kind in (ArgKind.ARG_REGISTER, ArgKind.ARG_IMMEDIATE, ArgKind.ARG_CONSTANT, ArgKind.ARG_FUNCTION)
 )
 _IMMEDIATE_LIMIT = 1 << 55  # immediates of the assembler are all that 56 bits hold
 _MAX_LISTED = 16  # tensors of up to so many elements are printed as numbers
@@ -101,32 +101,16 @@ def instructions(executable: VMExecutable) -> list[list[int]]:
     return [data[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
 
 
+def instruction_text(executable: VMExecutable, pc: int) -> str:
+    """One instruction in a line, for messages; never fails on a malformed one."""
+    if not 0 <= pc < len(executable.instr_offset):
+        return f"no instruction {pc}"
+    names = [info.name for info in executable.functions]
+    return format_instruction(executable.instr_data, int(executable.instr_offset[pc]), names)
+
+
 def _is_whole(words: list[int]) -> bool:
     return instruction_words(np.array(words, dtype=np.int64), 0) == len(words)
-
-
-def instruction_text(executable: VMExecutable, pc: int) -> str:
-    """One instruction of a verified executable as the assembler writes it, jumps relative; for tracebacks."""
-    start = int(executable.instr_offset[pc])
-    stop = int(executable.instr_offset[pc + 1]) if pc + 1 < len(executable.instr_offset) else None
-    words = executable.instr_data[start:stop].tolist()
-
-    def arg(word: int) -> str:
-        kind, value = unpack_arg(word)
-        if kind == _REGISTER:
-            return register_name(value)
-        if kind == _IMMEDIATE:
-            return str(value)
-        return f"c[{value}]" if kind == _CONSTANT else f"@{executable.functions[value].name}"
-
-    if words[0] == _RET:
-        return f"ret {register_name(words[1])}"
-    if words[0] == _GOTO:
-        return f"goto {words[1]:+d}"
-    if words[0] == _IF:
-        return f"if {register_name(words[1])}, {words[2]:+d}"
-    result = "" if words[1] == VOID_REGISTER else f" -> {register_name(words[1])}"
-    return f"call @{executable.functions[words[2]].name} ({', '.join(map(arg, words[4:]))}){result}"
 
 
 # ---- TVM's text
@@ -258,7 +242,9 @@ class _Disassembler:
         bodies.sort(key=lambda info: (info.start_instr, info.end_instr))
         for info in bodies:
             if info.start_instr != at or info.end_instr < at:
-                raise FormatError(f"cannot be written as text: function {info.name!r} does not start at instruction {at}")
+                raise FormatError(
+                    f"cannot be written as text: function {info.name!r} does not start at instruction {at}"
+                )
             at = info.end_instr
         if at != len(self.code):
             raise FormatError(f"cannot be written as text: instructions from {at} on belong to no function")

@@ -216,7 +216,13 @@ class ExecBuilder:
         try:
             yield
             self._end_function(info, start)
+        except BaseException:
+            del self._instructions[start:], self._sources[start:]
+            info.num_args, info.register_file_size, info.start_instr, info.param_names = PACKED_NUM_ARGS, 0, 0, []
+            raise
         finally:
+            self._jumps.clear()
+            self._labels.clear()
             self._current = None
 
     def _end_function(self, info: FunctionInfo, start: int) -> None:
@@ -232,8 +238,6 @@ class ExecBuilder:
         for pc, position, label in self._jumps:
             assert label.pc is not None
             self._instructions[pc][position] = label.pc - pc
-        self._jumps.clear()
-        self._labels.clear()
         used = [-1]
         for words in self._instructions[start:end]:
             used.extend(r for r in _registers_read(words) if r < VOID_REGISTER)

@@ -198,7 +198,7 @@ class DebugInfo(Sequence["str | None"]):
         table: dict[str, int] = {}
         index = [-1 if source is None else table.setdefault(source, len(table)) for source in sources]
         self.strings: list[str] = list(table)
-        self.index: np.ndarray = np.array(index if table else [], dtype=np.int32)
+        self.indices: np.ndarray = np.array(index if table else [], dtype=np.int32)
 
     @classmethod
     def from_table(cls, strings: list[str], index: np.ndarray) -> DebugInfo:
@@ -216,30 +216,32 @@ class DebugInfo(Sequence["str | None"]):
         if not canonical:
             return cls(strings[i] if 0 <= i < len(strings) else None for i in index.tolist())
         self = cls()
-        self.strings, self.index = strings, index
+        self.strings, self.indices = strings, index
         return self
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.indices)
 
     def __getitem__(self, pc: Any) -> Any:
         if isinstance(pc, slice):
-            return [self[i] for i in range(*pc.indices(len(self.index)))]
-        i = int(self.index[pc]) if -len(self.index) <= pc < len(self.index) else -1
+            return [self[i] for i in range(*pc.indices(len(self.indices)))]
+        i = int(self.indices[pc]) if -len(self.indices) <= pc < len(self.indices) else -1
         return self.strings[i] if 0 <= i < len(self.strings) else None
 
     def __iter__(self) -> Iterator[str | None]:
-        return (self[pc] for pc in range(len(self.index)))
+        return (self[pc] for pc in range(len(self.indices)))
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, DebugInfo) and self.strings == other.strings and np.array_equal(self.index, other.index)
+            isinstance(other, DebugInfo)
+            and self.strings == other.strings
+            and np.array_equal(self.indices, other.indices)
         )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"DebugInfo({len(self.index)} instructions, {len(self.strings)} sources)"
+        return f"DebugInfo({len(self.indices)} instructions, {len(self.strings)} sources)"
 
 
 _NO_INSTRUCTIONS = np.zeros(0, dtype=np.int64)
@@ -319,7 +321,7 @@ def constant_key(value: Constant) -> tuple[Any, ...]:
     """A hashable key, equal exactly for constants that are the same bits of the same kind."""
     if isinstance(value, np.ndarray):
         data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        digest = data.tobytes() if data.nbytes <= 64 else hashlib.blake2b(memoryview(data), digest_size=32).digest()
+        digest = data.tobytes() if data.nbytes <= 64 else hashlib.blake2b(data.data, digest_size=32).digest()
         element_type = tensor_dtype(value)
         return ("tensor", element_type.code, element_type.bits, element_type.lanes, value.shape, digest)
     if isinstance(value, Shape):

@@ -238,7 +238,7 @@ def _write_constant(value: Constant, out: list[bytes | memoryview]) -> None:
         out.append(struct.pack("<iQQii", _TENSOR, _TENSOR_MAGIC, 0, *_CPU))
         out.append(struct.pack("<iBBH", value.ndim, element_type.code, element_type.bits, element_type.lanes))
         out.append(struct.pack(f"<{value.ndim}qq", *value.shape, array.nbytes))
-        out.append(memoryview(array.reshape(-1).view(np.uint8)))
+        out.append(array.reshape(-1).view(np.uint8).data)
     elif isinstance(value, Shape):
         out.append(struct.pack(f"<iQ{len(value)}q", _SHAPE, len(value), *value))
     elif isinstance(value, str):

@@ -120,7 +120,7 @@ def _write_code(executable: VMExecutable) -> bytes:
 
 def _write_debug(debug: DebugInfo) -> bytes:
     strings = struct.pack("<Q", len(debug.strings)) + b"".join(map(write_string, debug.strings))
-    return strings + struct.pack("<Q", len(debug.index)) + debug.index.astype("<i4", copy=False).tobytes()
+    return strings + struct.pack("<Q", len(debug.indices)) + debug.indices.astype("<i4", copy=False).tobytes()
 
 
 def _write_meta(executable: VMExecutable) -> bytes:
@@ -168,7 +168,7 @@ def _write_sections(executable: VMExecutable, file: BinaryIO) -> None:
     if weights:
         crc = size = 0
         for i, tensor in enumerate(weights):
-            raw = memoryview(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+            raw = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
             padding = bytes(_align(len(raw)) - len(raw)) if i + 1 < len(weights) else b""
             crc = zlib.crc32(padding, zlib.crc32(raw, crc))
             size += len(raw) + len(padding)
@@ -340,7 +340,9 @@ def _read_meta(raw: bytes) -> tuple[dict[str, Signature], dict[str, str]]:
     return {name: Signature.from_json(data) for name, data in signatures.items()}, metadata
 
 
-def _read_sections(read: Callable[[int, int], bytes], weights_of: Callable[[int, int], np.ndarray], size: int) -> VMExecutable:
+def _read_sections(
+    read: Callable[[int, int], bytes], weights_of: Callable[[int, int], np.ndarray], size: int
+) -> VMExecutable:
     sections = _read_table(read, size)
 
     def content(kind: int) -> bytes | None:
@@ -393,15 +395,12 @@ def _read_sections(read: Callable[[int, int], bytes], weights_of: Callable[[int,
         finish(r)
     meta = content(_META)
     signatures, metadata = ({}, {}) if meta is None else _read_meta(meta)
-    executable = VMExecutable(
-        functions, constants, instr_offset, instr_data, scopes, debug, signatures, metadata
-    )
+    executable = VMExecutable(functions, constants, instr_offset, instr_data, scopes, debug, signatures, metadata)
 
     def check_weights() -> None:
-        if weights_section is not None and zlib.crc32(memoryview(weights)) != weights_section.crc:
+        if weights_section is not None and zlib.crc32(weights.data) != weights_section.crc:
             raise FormatError(
-                f"vmx weights section: checksum {zlib.crc32(memoryview(weights)):#010x}, "
-                f"stored {weights_section.crc:#010x}"
+                f"vmx weights section: checksum {zlib.crc32(weights.data):#010x}, stored {weights_section.crc:#010x}"
             )
 
     executable._check_weights = check_weights

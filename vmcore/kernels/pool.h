@@ -1,0 +1,202 @@
+/* Loops of pooling over padded, phase-split planes (planes.h): every tap is a contiguous stream.
+ * Included by pool.pyx alone. NaN anywhere in a window makes its maximum NaN.
+ */
+#ifndef VMCORE_KERNELS_POOL_H
+#define VMCORE_KERNELS_POOL_H
+
+#include <math.h>
+#include <stdint.h>
+
+#include "vmcore/kernels/planes.h"
+#include "vmcore/kernels/simd.h"
+
+/* max that keeps NaN from either side */
+#define POOL_MAX(m, v) ((v) > (m) || (v) != (v) ? (v) : (m))
+
+/* out[i] = combine over taps of src[taps[t] + i] for one padded row. STEP elements at a time stay in registers. */
+#define POOL_DEFINE_ROW(T, NAME, START, COMBINE) \
+  VM_MULTIVERSION static void NAME(const T *planes, const int64_t *taps, int64_t n_taps, int64_t rows, int64_t pitch, \
+                                   int64_t columns, T *out) { \
+    enum { STEP = 128 / sizeof(T) }; \
+    for (int64_t r = 0; r < rows; ++r, planes += pitch, out += columns) { \
+      int64_t i = 0; \
+      for (; i + STEP <= columns; i += STEP) { \
+        T acc[STEP]; \
+        for (int j = 0; j < STEP; ++j) acc[j] = START; \
+        for (int64_t t = 0; t < n_taps; ++t) { \
+          const T *s = planes + taps[t] + i; \
+          for (int j = 0; j < STEP; ++j) acc[j] = COMBINE(acc[j], s[j]); \
+        } \
+        for (int j = 0; j < STEP; ++j) out[i + j] = acc[j]; \
+      } \
+      if (i < columns) { \
+        int64_t left = columns - i; \
+        T acc[STEP]; /* the planes have slack to read a whole step */ \
+        for (int j = 0; j < STEP; ++j) acc[j] = START; \
+        for (int64_t t = 0; t < n_taps; ++t) { \
+          const T *s = planes + taps[t] + i; \
+          if (left <= STEP / 4) \
+            for (int j = 0; j < STEP / 4; ++j) acc[j] = COMBINE(acc[j], s[j]); \
+          else \
+            for (int j = 0; j < STEP; ++j) acc[j] = COMBINE(acc[j], s[j]); \
+        } \
+        for (int64_t j = 0; j < left; ++j) out[i + j] = acc[j]; \
+      } \
+    } \
+  }
+#define POOL_ADD(m, v) ((m) + (v))
+#define POOL_ADD_ABS_F32(m, v) ((m) + fabsf(v))
+#define POOL_ADD_ABS_F64(m, v) ((m) + fabs(v))
+#define POOL_ADD_SQUARE(m, v) ((m) + (v) * (v))
+POOL_DEFINE_ROW(float, pool_max_f32, -INFINITY, POOL_MAX)
+POOL_DEFINE_ROW(double, pool_max_f64, -INFINITY, POOL_MAX)
+POOL_DEFINE_ROW(float, pool_sum_f32, 0, POOL_ADD)
+POOL_DEFINE_ROW(double, pool_sum_f64, 0, POOL_ADD)
+POOL_DEFINE_ROW(float, pool_l1_f32, 0, POOL_ADD_ABS_F32)
+POOL_DEFINE_ROW(double, pool_l1_f64, 0, POOL_ADD_ABS_F64)
+POOL_DEFINE_ROW(float, pool_l2_f32, 0, POOL_ADD_SQUARE)
+POOL_DEFINE_ROW(double, pool_l2_f64, 0, POOL_ADD_SQUARE)
+
+/* Taps [*first, *last) of an axis that lie inside the input, for output position o; and how many lie inside the padded
+ * input, whose end is the input plus `pad_end`. */
+static inline void pool_clip(const Window *w, int a, int64_t o, int64_t *first, int64_t *last) {
+  int64_t start = o * w->stride[a] - w->pad[a], d = w->dilation[a], k = w->kernel[a], n = w->in[a];
+  *first = start >= 0 ? 0 : planes_min((-start + d - 1) / d, k);
+  *last = start >= n ? *first : planes_max(planes_min((n - start + d - 1) / d, k), *first);
+}
+static inline int64_t pool_padded_taps(const Window *w, int a, int64_t o, int64_t pad_end) {
+  int64_t start = o * w->stride[a] - w->pad[a], d = w->dilation[a], n = w->in[a] + pad_end;
+  return start >= n ? 0 : planes_min((n - start + d - 1) / d, w->kernel[a]);
+}
+
+enum { POOL_KIND_MAX = 0, POOL_KIND_SUM = 1, POOL_KIND_L1 = 2, POOL_KIND_L2 = 3, POOL_KIND_LP = 4 };
+
+/* The same one output at a time, for windows whose padded planes would be out of proportion, and for large windows with
+ * few outputs. Taps outside the input are skipped, so a window may be of any size. */
+#define POOL_DEFINE_WINDOWS(T, NAME, ABS, POW) \
+  static void NAME(const Window *w, int kind, double p, const T *x, T *out) { \
+    int64_t hw = w->in[1] * w->in[2], lo[3], hi[3]; \
+    for (int64_t od = 0; od < w->out[0]; ++od) { \
+      pool_clip(w, 0, od, &lo[0], &hi[0]); \
+      for (int64_t oh = 0; oh < w->out[1]; ++oh) { \
+        pool_clip(w, 1, oh, &lo[1], &hi[1]); \
+        for (int64_t ow = 0; ow < w->out[2]; ++ow) { \
+          pool_clip(w, 2, ow, &lo[2], &hi[2]); \
+          T acc = kind == POOL_KIND_MAX ? (T)-INFINITY : 0; \
+          for (int64_t i = lo[0]; i < hi[0]; ++i) \
+            for (int64_t j = lo[1]; j < hi[1]; ++j) { \
+              const T *row = x + (od * w->stride[0] - w->pad[0] + i * w->dilation[0]) * hw + \
+                             (oh * w->stride[1] - w->pad[1] + j * w->dilation[1]) * w->in[2] + ow * w->stride[2] - \
+                             w->pad[2]; \
+              for (int64_t k = lo[2]; k < hi[2]; ++k) { \
+                T v = row[k * w->dilation[2]]; \
+                if (kind == POOL_KIND_MAX) acc = POOL_MAX(acc, v); \
+                else if (kind == POOL_KIND_SUM) acc += v; \
+                else if (kind == POOL_KIND_L1) acc += ABS(v); \
+                else if (kind == POOL_KIND_L2) acc += v * v; \
+                else acc += POW(ABS(v), (T)p); \
+              } \
+            } \
+          *out++ = acc; \
+        } \
+      } \
+    } \
+  }
+POOL_DEFINE_WINDOWS(float, pool_windows_f32, fabsf, powf)
+POOL_DEFINE_WINDOWS(double, pool_windows_f64, fabs, pow)
+
+/* Maximum of each window and the flat index of its first occurrence inside the volume, plus `base`; -1 for a window
+ * without an input element. column_major counts indices with the first spatial axis fastest. */
+#define POOL_DEFINE_ARGMAX(T, NAME, LOWEST) \
+  static void NAME(const Window *w, int column_major, int64_t base, const T *x, T *out, int64_t *index) { \
+    int64_t hw = w->in[1] * w->in[2], lo[3], hi[3]; \
+    for (int64_t od = 0; od < w->out[0]; ++od) { \
+      pool_clip(w, 0, od, &lo[0], &hi[0]); \
+      for (int64_t oh = 0; oh < w->out[1]; ++oh) { \
+        pool_clip(w, 1, oh, &lo[1], &hi[1]); \
+        for (int64_t ow = 0; ow < w->out[2]; ++ow) { \
+          pool_clip(w, 2, ow, &lo[2], &hi[2]); \
+          T best = LOWEST; \
+          int64_t best_d = -1, best_h = 0, best_w = 0; \
+          for (int64_t i = lo[0]; i < hi[0]; ++i) \
+            for (int64_t j = lo[1]; j < hi[1]; ++j) \
+              for (int64_t k = lo[2]; k < hi[2]; ++k) { \
+                int64_t d = od * w->stride[0] - w->pad[0] + i * w->dilation[0]; \
+                int64_t h = oh * w->stride[1] - w->pad[1] + j * w->dilation[1]; \
+                int64_t c = ow * w->stride[2] - w->pad[2] + k * w->dilation[2]; \
+                T v = x[d * hw + h * w->in[2] + c]; \
+                if (best_d < 0 || v > best || (v != v && best == best)) best = v, best_d = d, best_h = h, best_w = c; \
+              } \
+          *out++ = best; \
+          if (best_d < 0) *index++ = -1; \
+          else if (column_major) *index++ = base + best_d + w->in[0] * (best_h + w->in[1] * best_w); \
+          else *index++ = base + best_d * hw + best_h * w->in[2] + best_w; \
+        } \
+      } \
+    } \
+  }
+POOL_DEFINE_ARGMAX(float, pool_argmax_f32, -INFINITY)
+POOL_DEFINE_ARGMAX(double, pool_argmax_f64, -INFINITY)
+POOL_DEFINE_ARGMAX(int8_t, pool_argmax_i8, INT8_MIN)
+POOL_DEFINE_ARGMAX(uint8_t, pool_argmax_u8, 0)
+
+/* out[i] /= elements that window i averages over. include_pad: padding counts, as far as it is declared. */
+#define POOL_DEFINE_DIVIDE(T, NAME) \
+  static void NAME(const Window *w, const int64_t *pad_end, int include_pad, T *out) { \
+    for (int64_t od = 0; od < w->out[0]; ++od) \
+      for (int64_t oh = 0; oh < w->out[1]; ++oh) { \
+        int64_t lo, hi, plane = 1; \
+        if (include_pad) { \
+          plane = pool_padded_taps(w, 0, od, pad_end[0]) * pool_padded_taps(w, 1, oh, pad_end[1]); \
+        } else { \
+          pool_clip(w, 0, od, &lo, &hi); \
+          plane *= hi - lo; \
+          pool_clip(w, 1, oh, &lo, &hi); \
+          plane *= hi - lo; \
+        } \
+        for (int64_t ow = 0; ow < w->out[2]; ++ow) { \
+          pool_clip(w, 2, ow, &lo, &hi); \
+          int64_t n = plane * (include_pad ? pool_padded_taps(w, 2, ow, pad_end[2]) : hi - lo); \
+          *out++ /= (T)n; \
+        } \
+      } \
+  }
+POOL_DEFINE_DIVIDE(float, pool_divide_f32)
+POOL_DEFINE_DIVIDE(double, pool_divide_f64)
+
+#define POOL_DEFINE_ROOT(T, NAME, POW, SQRT) \
+  static void NAME(T *out, int64_t n, int kind, double p) { \
+    if (kind == POOL_KIND_L2) \
+      for (int64_t i = 0; i < n; ++i) out[i] = SQRT(out[i]); \
+    else if (kind == POOL_KIND_LP) \
+      for (int64_t i = 0; i < n; ++i) out[i] = POW(out[i], (T)(1.0 / p)); \
+  }
+POOL_DEFINE_ROOT(float, pool_root_f32, powf, sqrtf)
+POOL_DEFINE_ROOT(double, pool_root_f64, pow, sqrt)
+
+/* Mean and maximum of n > 0 elements. Sums run in 16 lanes, so that the loop vectorises without reordering flags. */
+#define POOL_DEFINE_GLOBAL(T, MEAN, MAX) \
+  VM_MULTIVERSION static T MEAN(const T *x, int64_t n) { \
+    T lane[16] = {0}, sum = 0; \
+    int64_t i = 0; \
+    for (; i + 16 <= n; i += 16) \
+      for (int j = 0; j < 16; ++j) lane[j] += x[i + j]; \
+    for (; i < n; ++i) sum += x[i]; \
+    for (int j = 0; j < 16; ++j) sum += lane[j]; \
+    return sum / (T)n; \
+  } \
+  VM_MULTIVERSION static T MAX(const T *x, int64_t n) { \
+    T lane[16], best; \
+    int64_t i = 0; \
+    for (int j = 0; j < 16; ++j) lane[j] = x[0]; \
+    for (; i + 16 <= n; i += 16) \
+      for (int j = 0; j < 16; ++j) lane[j] = POOL_MAX(lane[j], x[i + j]); \
+    best = lane[0]; \
+    for (int j = 1; j < 16; ++j) best = POOL_MAX(best, lane[j]); \
+    for (; i < n; ++i) best = POOL_MAX(best, x[i]); \
+    return best; \
+  }
+POOL_DEFINE_GLOBAL(float, pool_mean_f32, pool_all_max_f32)
+POOL_DEFINE_GLOBAL(double, pool_mean_f64, pool_all_max_f64)
+
+#endif

@@ -1,0 +1,4 @@
+# Pooling kernels. Layer 2.
+from vmcore.value cimport KernelEntry
+
+cdef const KernelEntry* kernel_table(int* n) noexcept

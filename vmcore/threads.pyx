@@ -88,7 +88,7 @@ def get_num_threads() -> int:
     return pool_get_count()
 
 
-def set_num_threads(n: int) -> None:
+def set_num_threads(n) -> None:
     """Let every operator use up to `n` threads, BLAS included.
 
     A BLAS library that numpy had loaded before is shared with numpy: its count is lowered with ours, and never raised

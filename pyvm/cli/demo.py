@@ -6,10 +6,10 @@ Nothing is downloaded or trained: network, weights and images are part of the pa
 from __future__ import annotations
 
 import argparse
+import re
 import time
-from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"saved {args.save}")
 
     print("\n== bytecode ==\n")
-    print(executable.as_text().strip("\n"))
+    print(_bytecode(executable.as_text()))
 
     vm = pyvm.VirtualMachine(executable)
     _, held_out = demo.load_digits()
@@ -91,38 +91,33 @@ def _pictures(images: list[np.ndarray]) -> str:
 
 
 def _operator_times(vm: VirtualMachine, images: np.ndarray, repeat: int = 10) -> str:
-    """A table of the median time of each call instruction, in the order of the program."""
-    runs: list[list[tuple[str, float]]] = []
-    started = 0.0
-
-    def instrument(func: Any, name: str, before_run: bool, ret_value: Any, *args: Any) -> None:
-        nonlocal started
-        now = time.perf_counter()
-        if before_run:
-            started = time.perf_counter()
-        else:
-            runs[-1].append((name, now - started))
-
+    """A table with the median time of each kernel call, in the order of the program."""
     vm["main"](images)
-    vm.set_instrument(instrument)
-    for _ in range(repeat):
-        runs.append([])
-        vm["main"](images)
-    vm.set_instrument(None)
+    profiles = [vm.profile("main", images) for _ in range(repeat)]
     begin = time.perf_counter()
     for _ in range(repeat):
         vm["main"](images)
     total = (time.perf_counter() - begin) / repeat
 
-    rows: dict[str, list[float]] = defaultdict(list)
-    for position, (name, _) in enumerate(runs[0]):
-        rows[name].append(float(np.median([times[position][1] for times in runs])))
-    table = [(name, len(times), sum(times)) for name, times in rows.items()]
-    table.sort(key=lambda row: -row[2])
-    width = max(len(name) for name, _, _ in table)
-    lines = [f"{name:{width}}  {count:3d} x  {seconds_text(seconds):>8}" for name, count, seconds in table]
-    lines.append(
-        f"whole call: {seconds_text(total)}, {seconds_text(total / len(images))} per image "
-        "(operators are timed one by one, from Python)"
-    )
+    # A program without branches: every run executes the same calls in the same order.
+    runs = np.array([[record.end_ns - record.start_ns for record in profile.records] for profile in profiles])
+    medians = np.median(runs, axis=0) / 1e9
+    rows = [
+        (record.source or "", record.name, seconds)
+        for record, seconds in zip(profiles[0].records, medians, strict=True)
+        if record.name.startswith("kernel.")
+    ]
+    others = len(medians) - len(rows)
+    rows.append(("", f"{others} calls for shapes and memory", float(medians.sum()) - sum(row[2] for row in rows)))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [
+        f"{source:{widths[0]}}  {name:{widths[1]}}  {seconds_text(seconds):>8}  {seconds / medians.sum():6.1%}"
+        for source, name, seconds in rows
+    ]
+    lines.append(f"whole call: {seconds_text(total)}, {seconds_text(total / len(images))} per image")
     return "\n".join(lines)
+
+
+def _bytecode(text: str) -> str:
+    """The text of an executable without the declarations of its external functions."""
+    return re.sub(r"^@\S+ packed_func;\n*", "", text, flags=re.MULTILINE).strip("\n")

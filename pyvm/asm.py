@@ -29,8 +29,9 @@ Statements
 
 Arguments of a call: registers, integers (immediates; constants when they need more than 56 bits), c[N], @F or f[N],
 word(W) for a raw word, and literals, which become constants, equal ones the same, numbered in order of first mention
-among the numbers that no `c[N] =` takes. Tensor data is a list of numbers or base64. Names other than
-letters, digits and _.$:/- are written in double quotes: @"two words".
+among the numbers that no `c[N] =` takes. Tensor data is a list of numbers (of a type
+that numpy lacks: its bits) or base64. Names other than letters, digits and _.$:/- are written in double quotes:
+@"two words".
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ def _float_text(value: float) -> str:
 
 def _tensor_text(array: np.ndarray) -> str:
     head = f"tensor {_dtype_text(tensor_dtype(array))} ({', '.join(map(str, array.shape))})"
-    if array.size <= _MAX_LISTED and array.dtype.kind in "biuf":
+    if array.size <= _MAX_LISTED and array.dtype.kind in "biuf" and not isinstance(array, BitsArray):
         numbers = [_float_text(float(v)) if array.dtype.kind == "f" else str(int(v)) for v in array.reshape(-1)]
         text = f"[{', '.join(numbers)}]"
         # A decimal or a NaN may not survive the way through float64, and a bool may be neither 0 nor 1.
@@ -339,7 +340,7 @@ class _Disassembler:
 
     def _mentions(self, bodies: list[FunctionInfo]) -> list[str]:
         """Function names in the order in which the assembler meets them in what follows the table statement."""
-        order = {info.name: None for info in self.executable.functions if info.kind == VMTIR_FUNC}
+        order: dict[str, None] = {}
         for info in bodies:
             order[info.name] = None
             for words in self.code[info.start_instr : info.end_instr]:
@@ -347,6 +348,7 @@ class _Disassembler:
                     continue
                 indices = [words[2], *(unpack_arg(w)[1] for w in words[4:] if unpack_arg(w)[0] == _FUNCTION)]
                 order.update((self.names[i], None) for i in indices if 0 <= i < len(self.names))
+        order.update((info.name, None) for info in self.executable.functions if info.kind == VMTIR_FUNC)
         return list(order)
 
     def text(self) -> str:
@@ -355,8 +357,8 @@ class _Disassembler:
         sections: list[list[str]] = []
         if self._mentions(bodies) != self.names:
             sections.append([f"table {', '.join(map(_function_text, self.names))}"])
-        sections.append([self._header("native", f) for f in executable.functions if f.kind == VMTIR_FUNC])
         sections += [[self._header("func", info), *self._body(info)] for info in bodies]
+        sections.append([self._header("native", f) for f in executable.functions if f.kind == VMTIR_FUNC])
         explicit = [i for i in range(len(constants)) if i not in self.inline]
         sections.append([f"c[{i}] = {_constant_text(constants[i])}" for i in explicit])
         sections.append([f"scope c[{i}] = {_quoted(scope)}" for i, scope in executable.memory_scopes.items()])

@@ -1,6 +1,6 @@
 """The semantics of the virtual machine in plain Python: the oracle for the dispatch loop.
 
-Values are Python objects: None, bool, int, float, str, DataType, Shape, list (an Array, mutable in place), numpy arrays,
+Values are Python objects: None, bool, int, float, str, DataType, Shape, list (an Array, mutable in place), numpy array
 and callables. A tensor made by `alloc_tensor` is a view of its storage, a flat uint8 array. `functions` maps names to
 Python callables; kernels write into their last arguments. Calls of VM functions use the Python stack.
 """

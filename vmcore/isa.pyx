@@ -74,7 +74,7 @@ def format_instruction(const int64_t[::1] instr_data, int64_t offset, function_n
     if op == Opcode.OP_GOTO:
         return f"goto {instr_data[offset + 1]:+d}"
     if op == Opcode.OP_IF:
-        return f"if {register_name(instr_data[offset + 1])} else {instr_data[offset + 2]:+d}"
+        return f"if {register_name(instr_data[offset + 1])}, {instr_data[offset + 2]:+d}"
 
     def function(index):
         return f"@{function_names[index]}" if 0 <= index < len(function_names) else f"f[{index}]"

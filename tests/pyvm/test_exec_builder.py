@@ -1,4 +1,4 @@
-"""ExecBuilder: the behaviour of TVM's builder (register checks, shared constants, renumbering), labels and plain values."""
+"""ExecBuilder: what TVM's does (register checks, shared constants, renumbering), labels and plain values."""
 
 from __future__ import annotations
 

@@ -1,0 +1,161 @@
+"""`kernel.resize`: nearest, linear and cubic interpolation in any number of dimensions, one dimension at a time.
+
+Source: ONNX Resize-19 without antialias, exclude_outside and the region of interest. Nearest takes any element type;
+linear and cubic compute in float64 for float64 and in float32 otherwise, and integers are truncated at the end.
+"""
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcpy
+
+from vmcore.kernels.args cimport (
+    ARG_FAIL, ARGS_MAX_NDIM, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_float, arg_int_in,
+    arg_optional_tensor, arg_tensor, args_bind, check_disjoint, check_dtype, check_same_dtype,
+)
+from vmcore.kernels.workspace cimport SLOT_OTHER, workspace
+from vmcore.status cimport fail
+from vmcore.value cimport DL_FLOAT, ERR_ALLOC, ERR_DTYPE, ERR_SHAPE, ERR_VALUE, KernelEntry, Value, VmDataType
+
+cdef extern from "vmcore/kernels/resize.h" nogil:
+    enum:
+        K_NONE, K_F32, K_F64
+        RESIZE_NEAREST, RESIZE_LINEAR, RESIZE_CUBIC
+    int kernel_dtype(VmDataType t)
+    int vm_isa_detect()
+    void cast_init(int isa)
+    void cast_elements(const char* x, int from_, int64_t item_x, char* y, int to, int64_t item_y, int64_t n)
+    void resize_taps(int mode, int coord, int nearest, double cubic_a, double scale, int64_t n_in, int64_t n_out,
+                     int64_t* taps, double* weights)
+    void resize_pass_f32(const void* x, void* y, int64_t outer, int64_t n_in, int64_t n_out, int64_t inner, int n_taps,
+                         const int64_t* taps, const double* weights)
+    void resize_pass_f64(const void* x, void* y, int64_t outer, int64_t n_in, int64_t n_out, int64_t inner, int n_taps,
+                         const int64_t* taps, const double* weights)
+    void resize_pick(const char* x, char* y, int64_t outer, int64_t n_in, int64_t n_out, int64_t inner, int64_t item,
+                     const int64_t* taps)
+
+cdef enum:  # workspace slots; contents live during one kernel call only
+    SLOT_TAPS = SLOT_OTHER
+    SLOT_PING = SLOT_OTHER + 1
+    SLOT_PONG = SLOT_OTHER + 2
+    SLOT_CONVERTED = SLOT_OTHER + 3
+
+
+cdef int run_pass(const ArgTensor* x, int64_t* shape, int32_t axis, int64_t n_out, double scale, int64_t mode,
+                  int64_t coord, int64_t nearest, double cubic_a, char* from_, char* to, int64_t item,
+                  bint wide) noexcept nogil:
+    """Resize dimension `axis` of the data at from_ (of this shape) to n_out, into `to`."""
+    cdef int n_taps = 1 if mode == RESIZE_NEAREST else 2 if mode == RESIZE_LINEAR else 4
+    cdef int64_t outer = 1, inner = 1
+    cdef int32_t d
+    cdef char* memory = <char*>workspace(SLOT_TAPS, <size_t>(n_out * n_taps * 16 + 64))
+    if memory == NULL:
+        return ARG_FAIL(ERR_ALLOC, "resize: no memory for the taps of %lld positions", <long long>n_out)
+    cdef int64_t* taps = <int64_t*>memory
+    cdef double* weights = <double*>(memory + n_out * n_taps * 8)
+    for d in range(x.ndim):
+        if d < axis:
+            outer *= shape[d]
+        elif d > axis:
+            inner *= shape[d]
+    resize_taps(<int>mode, <int>coord, <int>nearest, cubic_a, scale, shape[axis], n_out, taps, weights)
+    if mode == RESIZE_NEAREST:
+        resize_pick(from_, to, outer, shape[axis], n_out, inner, item, taps)
+    elif wide:
+        resize_pass_f64(from_, to, outer, shape[axis], n_out, inner, n_taps, taps, weights)
+    else:
+        resize_pass_f32(from_, to, outer, shape[axis], n_out, inner, n_taps, taps, weights)
+    shape[axis] = n_out
+    return 0
+
+
+cdef int resize(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
+    """resize(x, mode, coord, nearest_mode, cubic_a, [scales], out).
+
+    mode: 0 nearest, 1 linear, 2 cubic. coord: 0 half_pixel, 1 asymmetric, 2 align_corners, 3 pytorch_half_pixel,
+    4 half_pixel_symmetric. nearest_mode: 0 round_prefer_floor, 1 round_prefer_ceil, 2 floor, 3 ceil. scales: float64,
+    one per dimension; without them out.shape / x.shape.
+    """
+    cdef const char* op = "resize"
+    cdef ArgTensor x, scales, out
+    cdef bint has_scales, wide
+    cdef int64_t mode, coord, nearest, item, total, n_passes = 0
+    cdef int64_t[ARGS_MAX_NDIM] shape
+    cdef double[ARGS_MAX_NDIM] factors
+    cdef double cubic_a
+    cdef int32_t d, k, round_
+    cdef int dtype, work
+    cdef int slot = SLOT_PING
+    cdef char* from_
+    cdef char* to
+    if (arg_count(op, n_args, 7) or arg_tensor(op, args, 0, &x) or arg_int_in(op, args, 1, 0, 2, &mode)
+            or arg_int_in(op, args, 2, 0, 4, &coord) or arg_int_in(op, args, 3, 0, 3, &nearest)
+            or arg_float(op, args, 4, &cubic_a) or arg_optional_tensor(op, args, 5, &scales, &has_scales)
+            or arg_tensor(op, args, 6, &out) or check_same_dtype(op, &x, &out) or check_disjoint(op, &x, &out)):
+        return -1
+    if x.ndim != out.ndim:
+        return arg_fail_pair(op, ERR_SHAPE, "ranks differ", "input", &x, "output", &out)
+    if has_scales:
+        if check_dtype(op, "scales", &scales, DL_FLOAT, 64):
+            return -1
+        if scales.ndim != 1 or scales.numel != x.ndim:
+            return arg_fail_pair(op, ERR_SHAPE, "needs one scale per dimension", "input", &x, "scales", &scales)
+    for d in range(x.ndim):
+        shape[d] = x.shape[d]
+        if x.shape[d] == 0 and out.shape[d] != 0:
+            return arg_fail_pair(op, ERR_SHAPE, "an empty dimension cannot grow", "input", &x, "output", &out)
+        factors[d] = <double>out.shape[d] / max(<int64_t>1, x.shape[d])
+        if has_scales:
+            factors[d] = (<const double*>scales.data)[d]
+            if not 1e-9 < factors[d] < 1e9:
+                return ARG_FAIL(ERR_VALUE, "resize: scale %g of dimension %d is not in 1e-9 .. 1e9", factors[d], d)
+    if out.numel == 0:
+        return 0
+    dtype = kernel_dtype(x.dtype)
+    item = x.itemsize
+    from_ = x.data
+    work = dtype
+    wide = dtype == K_F64
+    if mode != RESIZE_NEAREST:
+        if dtype == K_NONE:
+            return arg_fail_one(op, ERR_DTYPE, "no interpolation on this element type", "input", &x)
+        if not wide and dtype != K_F32:
+            work = K_F32
+            from_ = <char*>workspace(SLOT_CONVERTED, <size_t>x.numel * 4)
+            if from_ == NULL:
+                return ARG_FAIL(ERR_ALLOC, "resize: no memory to convert %lld elements", <long long>x.numel)
+            cast_elements(x.data, dtype, item, from_, K_F32, 4, x.numel)
+            item = 4
+    for d in range(x.ndim):
+        n_passes += out.shape[d] != x.shape[d] or factors[d] != 1.0
+    for round_ in range(2):  # shrinking dimensions first, so that no intermediate is larger than input and output
+        for d in range(x.ndim - 1, -1, -1):
+            if (out.shape[d] >= x.shape[d]) != (round_ == 1) or (out.shape[d] == x.shape[d] and factors[d] == 1.0):
+                continue
+            total = item * out.shape[d]
+            for k in range(x.ndim):
+                if k != d:
+                    total *= shape[k]
+            n_passes -= 1
+            to = out.data if n_passes == 0 and work == dtype else <char*>workspace(slot, <size_t>total)
+            if to == NULL:
+                return ARG_FAIL(ERR_ALLOC, "resize: no memory for %lld bytes", <long long>total)
+            if run_pass(&x, shape, d, out.shape[d], factors[d], mode, coord, nearest, cubic_a, from_, to, item, wide):
+                return -1
+            from_ = to
+            slot = SLOT_PONG if slot == SLOT_PING else SLOT_PING
+    if work != dtype:
+        cast_elements(from_, K_F32, 4, out.data, dtype, out.itemsize, out.numel)
+    elif from_ != out.data:
+        memcpy(out.data, from_, out.nbytes)
+    return 0
+
+
+cdef KernelEntry[1] _table
+_table[0] = KernelEntry("kernel.resize", resize, 0.3)
+
+
+cdef const KernelEntry* kernel_table(int* n) noexcept:
+    n[0] = 1
+    return _table
+
+
+args_bind(fail)
+cast_init(vm_isa_detect())

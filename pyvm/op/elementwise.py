@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -403,8 +403,14 @@ def _infer_binary(dtypes: frozenset[str], result: str | None) -> Callable[[Call]
 
 
 def _lower_binary(call: Call) -> Lowered:
-    a, b = tensor_info(call, 0), tensor_info(call, 1)
-    return KernelCall(f"kernel.{call.op.name}", list(call.args), (0, 1) if same_shape(a.shape, b.shape) else ())
+    return KernelCall(f"kernel.{call.op.name}", list(call.args), _same_as_result(call, (0, 1)))
+
+
+def _same_as_result(call: Call, positions: Sequence[int]) -> tuple[int, ...]:
+    """Those of the arguments at `positions` that are not broadcast: element i of the result needs their element i."""
+    result = call.struct_info
+    assert isinstance(result, TensorStructInfo)
+    return tuple(i for i in positions if same_shape(tensor_info(call, i).shape, result.shape))
 
 
 def _binary(
@@ -468,7 +474,7 @@ fmod = _binary("fmod", np.fmod, NUMERIC, "a - b * trunc(a / b), which has the si
 pow = _binary("pow", _pow, NUMERIC, "a to the power b", "ONNX Pow")
 maximum = _binary("maximum", np.maximum, NUMERIC, "larger of a and b, NaN if either is", "ONNX Max")
 minimum = _binary("minimum", np.minimum, NUMERIC, "smaller of a and b, NaN if either is", "ONNX Min")
-prelu = _binary("prelu", lambda a, b: np.where(a < 0, b * a, a), NUMERIC, "a if a >= 0 else b * a", "ONNX PRelu")
+prelu = _binary("prelu", lambda a, b: np.where(a < 0, b * a, a), FLOAT | SIGNED, "a if a >= 0 else b * a", "ONNX PRelu")
 atan2 = _binary("atan2", np.arctan2, FLOAT, "angle of the point (b, a)")
 bitwise_and = _binary("bitwise_and", np.bitwise_and, INTEGER, "a & b", "ONNX BitwiseAnd")
 bitwise_or = _binary("bitwise_or", np.bitwise_or, INTEGER, "a | b", "ONNX BitwiseOr")
@@ -495,7 +501,12 @@ def _infer_where(call: Call) -> StructInfo:
     return broadcast_infos("where", infos, same_dtype("where", infos[1:]))
 
 
-_WHERE = define("where", _infer_where, lambda attrs, cond, a, b: np.where(cond, a, b))
+_WHERE = define(
+    "where",
+    _infer_where,
+    lambda attrs, cond, a, b: np.where(cond, a, b),
+    lambda call: KernelCall("kernel.where", list(call.args), _same_as_result(call, (1, 2))),
+)
 
 
 def where(cond: TensorLike, a: TensorLike, b: TensorLike) -> Call:

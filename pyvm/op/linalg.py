@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from pyvm.ir.builder import BlockBuilder
 from pyvm.ir.expr import Call, Constant, Expr
 from pyvm.ir.prim import Prim
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo
 from pyvm.op.common import (
-    NUMERIC,
+    FLOAT,
+    INTEGER,
     Shape,
     TensorLike,
     as_expr,
@@ -23,6 +25,7 @@ from pyvm.op.common import (
     fail,
     make_call,
     product,
+    require_dtype,
     require_ndim,
     require_shape,
     same_dim,
@@ -30,10 +33,10 @@ from pyvm.op.common import (
     show_shape,
     tensor_info,
 )
-from pyvm.op.elementwise import mul
+from pyvm.op.elementwise import cast, mul
 from pyvm.op.movement import transpose
 from pyvm.op.reduce import reduce_sum
-from pyvm.op.registry import KernelCall, Lowered
+from pyvm.op.registry import Decompose, KernelCall, Lowered
 from pyvm.op.shape import reshape
 
 # --- matmul -----------------------------------------------------------------------------------------------------------
@@ -62,11 +65,14 @@ def _infer_product(op: str, a: TensorStructInfo, b: TensorStructInfo, dtype: str
     return TensorStructInfo(None, dtype, ndim)
 
 
+_MATMUL_DTYPES = FLOAT | {"int32", "int64", "uint32", "uint64"}
+
+
 def _infer_matmul(call: Call) -> StructInfo:
     a, b = tensor_info(call, 0), tensor_info(call, 1)
     dtype = same_dtype("matmul", [a, b])
-    check_dtype("matmul", "lhs", a, NUMERIC)
-    check_dtype("matmul", "rhs", b, NUMERIC)
+    check_dtype("matmul", "lhs", a, _MATMUL_DTYPES)
+    check_dtype("matmul", "rhs", b, _MATMUL_DTYPES)
     return _infer_product("matmul", a, b, dtype)
 
 
@@ -105,7 +111,7 @@ def _infer_gemm(call: Call) -> StructInfo:
     infos = [tensor_info(call, i) for i in range(len(call.args))]
     dtype = same_dtype("gemm", infos)
     for what, info in zip("abc", infos, strict=False):
-        check_dtype("gemm", what, info, NUMERIC)
+        check_dtype("gemm", what, info, _MATMUL_DTYPES)
     check_ndim("gemm", "a", infos[0], 2)
     check_ndim("gemm", "b", infos[1], 2)
     a, b = infos[0].shape, infos[1].shape
@@ -132,10 +138,17 @@ def _evaluate_gemm(attrs: dict[str, Any], a: np.ndarray, b: np.ndarray, c: np.nd
 
 
 def _lower_gemm(call: Call) -> Lowered:
+    if tensor_info(call, 0).dtype in INTEGER:  # the kernel is BLAS: floats only
+        return Decompose(lambda bb: _gemm_in_float64(bb, call))
     c = call.args[2] if len(call.args) == 3 else None
     attrs = call.attrs
     scalars = [attrs["alpha"], attrs["beta"], int(attrs["trans_a"]), int(attrs["trans_b"])]
     return KernelCall("kernel.gemm", [call.args[0], call.args[1], c, *scalars])
+
+
+def _gemm_in_float64(bb: BlockBuilder, call: Call) -> Expr:
+    args = [bb.emit(cast(arg, "float64")) for arg in call.args]
+    return bb.emit(cast(bb.emit(make_call(_GEMM, args, call.attrs)), require_dtype("gemm", call)))
 
 
 _GEMM = define("gemm", _infer_gemm, _evaluate_gemm, _lower_gemm, half=False)

@@ -49,7 +49,7 @@ def _along_axis(name: str, fn: Callable[[np.ndarray, int], Any]) -> Op:
         axis = normalize_axis(name, call.attrs["axis"], tensor_info(call, 0).ndim)
         return KernelCall(f"kernel.{name}", [call.args[0], axis], (0,))
 
-    return define(name, _infer_along_axis, evaluate, lower, half=False)
+    return define(name, _infer_along_axis, evaluate, lower)
 
 
 def _hardmax(x: np.ndarray, axis: int) -> np.ndarray:
@@ -161,7 +161,7 @@ def _lower_layer_norm(call: Call) -> Lowered:
     return KernelCall("kernel.layer_norm", [*call.args[:2], bias, axis, call.attrs["eps"]], (0,))
 
 
-_LAYER_NORM = define("layer_norm", _infer_layer_norm, _evaluate_layer_norm, _lower_layer_norm, half=False)
+_LAYER_NORM = define("layer_norm", _infer_layer_norm, _evaluate_layer_norm, _lower_layer_norm)
 
 
 def layer_norm(
@@ -196,7 +196,7 @@ def _lower_rms_norm(call: Call) -> Lowered:
     return KernelCall("kernel.rms_norm", [*call.args, axis, call.attrs["eps"]], (0,))
 
 
-_RMS_NORM = define("rms_norm", _infer_layer_norm, _evaluate_rms_norm, _lower_rms_norm, half=False)
+_RMS_NORM = define("rms_norm", _infer_layer_norm, _evaluate_rms_norm, _lower_rms_norm)
 
 
 def rms_norm(x: TensorLike, scale: TensorLike, axis: int = -1, eps: float = 1e-5) -> Call:
@@ -231,7 +231,7 @@ def _lower_with_eps(call: Call) -> Lowered:
     return KernelCall(f"kernel.{call.op.name}", [*call.args, call.attrs["eps"]], (0,))
 
 
-_BATCH_NORM = define("batch_norm", lambda call: _infer_norm(call, 4), _evaluate_batch_norm, _lower_with_eps, half=False)
+_BATCH_NORM = define("batch_norm", lambda call: _infer_norm(call, 4), _evaluate_batch_norm, _lower_with_eps)
 
 
 def batch_norm(
@@ -292,7 +292,6 @@ _GROUP_NORM = define(
     _infer_group_norm,
     _evaluate_group_norm,
     lambda call: KernelCall("kernel.group_norm", [*call.args, call.attrs["groups"], call.attrs["eps"]], (0,)),
-    half=False,
 )
 
 
@@ -333,7 +332,6 @@ _LRN = define(
     _infer_lrn,
     _evaluate_lrn,
     lambda call: KernelCall("kernel.lrn", [call.args[0], *(call.attrs[k] for k in ("size", "alpha", "beta", "bias"))]),
-    half=False,
 )
 
 
@@ -366,7 +364,7 @@ def _lower_lp_norm(call: Call) -> Lowered:
     return KernelCall("kernel.lp_norm", [call.args[0], axis, call.attrs["p"]], (0,))
 
 
-_LP_NORM = define("lp_norm", _infer_along_axis, _evaluate_lp_norm, _lower_lp_norm, half=False)
+_LP_NORM = define("lp_norm", _infer_along_axis, _evaluate_lp_norm, _lower_lp_norm)
 
 
 def lp_norm(x: TensorLike, axis: int = -1, p: int = 2) -> Call:

@@ -89,7 +89,7 @@ def _reduction(name: str, fn: Callable[..., Any], dtypes: frozenset[str], formul
         wide = x.astype(np.float32) if x.dtype == np.float16 else x
         return np.asarray(fn(wide, axis=axes, keepdims=attrs["keepdims"])).astype(x.dtype)
 
-    op = define(name, infer, evaluate, _lower_reduction, half=False)
+    op = define(name, infer, evaluate, _lower_reduction)
 
     def constructor(x: TensorLike, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Call:
         x = as_expr(x)
@@ -150,7 +150,7 @@ reduce_l1 = _reduction(
     "reduce_l1", lambda x, **kw: np.sum(np.abs(x), **kw), NUMERIC, "Sum of absolute values", "ONNX ReduceL1"
 )
 reduce_l2 = _reduction(
-    "reduce_l2", lambda x, **kw: np.sqrt(np.sum(x * x, **kw)), FLOAT, "Square root of sum of squares", "ONNX ReduceL2"
+    "reduce_l2", lambda x, **kw: np.sqrt(np.sum(x * x, **kw)), NUMERIC, "Square root of sum of squares", "ONNX ReduceL2"
 )
 reduce_sum_square = _reduction(
     "reduce_sum_square", lambda x, **kw: np.sum(x * x, **kw), NUMERIC, "Sum of squares", "ONNX ReduceSumSquare"
@@ -198,7 +198,7 @@ def _arg_extremum(name: str, fn: Callable[..., Any]) -> Op:
         axis = normalize_axis(name, call.attrs["axis"], tensor_info(call, 0).ndim)
         return KernelCall(f"kernel.{name}", [call.args[0], axis, int(call.attrs["select_last"])])
 
-    return define(name, _infer_arg_extremum, evaluate, lower, half=False)
+    return define(name, _infer_arg_extremum, evaluate, lower)
 
 
 _ARGMAX = _arg_extremum("argmax", np.argmax)
@@ -287,7 +287,7 @@ def _lower_cumsum(call: Call) -> Lowered:
     return KernelCall("kernel.cumsum", [call.args[0], axis, int(call.attrs["exclusive"]), int(call.attrs["reverse"])])
 
 
-_CUMSUM = define("cumsum", _infer_cumsum, _evaluate_cumsum, _lower_cumsum, half=False)
+_CUMSUM = define("cumsum", _infer_cumsum, _evaluate_cumsum, _lower_cumsum)
 
 
 def cumsum(x: TensorLike, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Call:

@@ -1,4 +1,4 @@
-"""The table of operator cases: how a call is built, concrete inputs, symbolic shapes, and what ONNX or numpy says of it."""
+"""The operator cases: how a call is built, concrete inputs, symbolic shapes, and what ONNX or numpy says of it."""
 
 from __future__ import annotations
 
@@ -229,6 +229,8 @@ case("matmul-empty", op.matmul, f(3, 0), f(0, 2), oracle=np.matmul)
 case("gemm", op.gemm, f(3, 4), f(4, 5), f(5), sym=("n,4", "4,5", "5"), onnx="Gemm")
 case("gemm-all", lambda a, b, c: op.gemm(a, b, c, 0.5, 2.0, True, True), f(4, 3), f(5, 4), f(3, 1),
      sym=("4,n", "5,4", "n,1"), onnx="Gemm", attrs={"alpha": 0.5, "beta": 2.0, "transA": 1, "transB": 1})  # fmt: skip
+case("gemm-int32", lambda a, b, c: op.gemm(a, b, c, beta=2.0), i(3, 4, dtype="int32"), i(4, 2, dtype="int32"),
+     i(2, dtype="int32"), oracle=lambda a, b, c: a @ b + 2 * c)  # fmt: skip
 case("gemm-no-c", lambda a, b: op.gemm(a, b, trans_b=True), f(3, 4), f(5, 4), onnx="Gemm", attrs={"transB": 1})
 case("matmul_integer", op.matmul_integer, i(3, 4, dtype="uint8", low=0), i(4, 5, dtype="uint8", low=0),
      np.uint8(3), np.uint8(7), sym=("n,4", "4,5"), onnx="MatMulInteger")  # fmt: skip

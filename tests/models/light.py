@@ -33,7 +33,8 @@ def light_model(name: str, seed: int = 0) -> onnx.ModelProto:
     model = onnx.load(folder / f"light_{name}.onnx")
     graph = model.graph
     rng = np.random.default_rng(seed)
-    shapes = {tensor.name: tuple(numpy_helper.to_array(tensor)) for tensor in graph.initializer if len(tensor.dims) == 1}
+    vectors = (tensor for tensor in graph.initializer if len(tensor.dims) == 1)
+    shapes = {tensor.name: tuple(numpy_helper.to_array(tensor)) for tensor in vectors}
     roles = {
         node.input[i]: role
         for node in graph.node

@@ -2,63 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
+from itertools import zip_longest
 
 from pyvm import op
 from pyvm.frontend.onnx.node import Node
 from pyvm.frontend.onnx.registry import Converter, ConverterTable
 from pyvm.frontend.onnx.shape_values import larger
-from pyvm.ir import Call, Expr, Prim, PrimExpr, prove_equal
+from pyvm.ir import Call, Expr, Prim, prove_equal
+
+_COMPARISONS = frozenset({"equal", "less", "less_equal", "greater", "greater_equal"})
 
 # --- broadcasting
 
 
-def broadcastable(node: Node, *operands: Expr) -> list[Expr]:
-    """The operands, expanded where it takes the run time to know which of two symbolic dimensions wins."""
-    shapes = [node.shape(x) for x in operands]
-    ndim = max(map(len, shapes))
-    target: list[Prim] = []
-    clear = True
-    for axis in range(-ndim, 0):
-        dims = [shape[axis] for shape in shapes if len(shape) >= -axis and shape[axis] != 1]
-        winner: Prim = dims[0] if dims else 1
-        for dim in dims[1:]:
-            if prove_equal(winner, dim) is None:
-                clear = False
-                if isinstance(dim, PrimExpr) and isinstance(winner, PrimExpr):
-                    winner = larger(winner, dim)
-                else:
-                    winner = dim if isinstance(dim, int) else winner
-        target.append(winner)
-    if clear:
-        return list(operands)  # also if they differ for certain: the operator has the better message
-    return [
-        x if len(shape) == ndim and shape == tuple(target) else node.emit(op.broadcast_to(x, tuple(target)))
-        for x, shape in zip(operands, shapes, strict=True)
-    ]
+def broadcast(node: Node, fn: Callable[..., Call], *operands: Expr) -> Expr:
+    """`fn` of operands that broadcast.
+
+    Where two symbolic dimensions meet, only the run time knows whether they are equal or one of them is 1. Operators
+    refuse that; their kernels do not, and check the shapes they get.
+    """
+    dims = broadcast_dims(node, [node.shape(x) for x in operands])
+    if dims is None:
+        return fn(*operands)
+    name = fn.__name__
+    return node.kernel(name, operands, dims, "bool" if name in _COMPARISONS else node.dtype(operands[-1]))
 
 
-def _aligned(node: Node) -> list[Expr]:
+def broadcast_dims(node: Node, shapes: Sequence[Sequence[Prim]]) -> list[Prim] | None:
+    """What the shapes broadcast to, with new symbols where that is not certain; None if all of it is certain."""
+    target = [_winner(dims) for dims in zip_longest(*(shape[::-1] for shape in shapes), fillvalue=1)][::-1]
+    if None not in target:
+        return None
+    dims: list[Prim] = []
+    for axis, winner in zip(range(-len(target), 0), target, strict=True):
+        if winner is None:
+            largest = reduce(larger, [shape[axis] for shape in shapes if -axis <= len(shape)])
+            (winner,) = node.name_values([largest], nonnegative=True)
+        dims.append(winner)
+    return dims
+
+
+def _winner(dims: Sequence[Prim]) -> Prim | None:
+    """The size that dimensions broadcast to; None if it cannot be told. Conflicts are for the operator to explain."""
+    others = [dim for dim in dims if dim != 1]
+    first = others[0] if others else 1
+    return first if all(prove_equal(first, dim) is not None for dim in others) else None
+
+
+def _aligned(node: Node) -> tuple[Expr, Expr]:
     """Inputs of a binary operator before opset 7, when only the second one was broadcast, and on request."""
     a, b = node.tensor(0), node.tensor(1)
     if node.opset >= 7 or not node.attr("broadcast", 0):
-        return broadcastable(node, a, b)
+        return a, b
     shape, ndim = node.shape(b), node.ndim(a)
     if node.has_attr("axis") and shape:
         axis = node.axis(node.attr("axis"), ndim)
         b = node.reshape(b, (*shape, *(1,) * (ndim - axis - len(shape))))
-    return broadcastable(node, a, b)
+    return a, b
 
 
 def _binary(fn: Callable[[Expr, Expr], Call]) -> Converter:
-    return lambda node: fn(*_aligned(node))
+    return lambda node: broadcast(node, fn, *_aligned(node))
 
 
 def _variadic(fn: Callable[[Expr, Expr], Call]) -> Converter:
     def convert(node: Node) -> Expr:
         first, *rest = node.tensors()
         for x in rest:
-            first = node.emit(fn(*broadcastable(node, first, x)))
+            first = node.emit(broadcast(node, fn, first, x))
         return first
 
     return convert
@@ -71,18 +84,16 @@ def _mean(node: Node) -> Expr:
 
 
 def _pow(node: Node) -> Expr:
-    base, exponent = node.tensor(0), node.tensor(1)
+    base, exponent = _aligned(node)
     dtype = node.dtype(base)
-    base, exponent = _aligned(node) if node.opset < 7 else broadcastable(node, base, exponent)
     if dtype.startswith(("int", "uint")) and node.dtype(exponent).startswith("float"):
         # 2 ** 0.5 is computed as a float and then truncated to the type of the base.
-        return op.cast(node.emit(op.pow(node.cast(base, node.dtype(exponent)), exponent)), dtype)
-    return op.pow(base, node.cast(exponent, dtype))
+        return op.cast(node.emit(broadcast(node, op.pow, node.cast(base, node.dtype(exponent)), exponent)), dtype)
+    return broadcast(node, op.pow, base, node.cast(exponent, dtype))
 
 
 def _mod(node: Node) -> Expr:
-    a, b = broadcastable(node, node.tensor(0), node.tensor(1))
-    return (op.fmod if node.attr("fmod", 0) else op.mod)(a, b)
+    return broadcast(node, op.fmod if node.attr("fmod", 0) else op.mod, node.tensor(0), node.tensor(1))
 
 
 def _bit_shift(node: Node) -> Expr:
@@ -90,7 +101,7 @@ def _bit_shift(node: Node) -> Expr:
     if direction not in ("LEFT", "RIGHT"):
         raise node.error(f"direction must be LEFT or RIGHT, got {direction!r}")
     shift = op.left_shift if direction == "LEFT" else op.right_shift
-    return shift(*broadcastable(node, node.tensor(0), node.tensor(1)))
+    return broadcast(node, shift, node.tensor(0), node.tensor(1))
 
 
 def _prelu(node: Node) -> Expr:
@@ -99,7 +110,7 @@ def _prelu(node: Node) -> Expr:
     if node.opset < 7 and len(shape) == 1 and shape[0] != 1:
         # One slope per channel, before slopes were broadcast like everything else.
         slope = node.reshape(slope, (shape[0], *(1,) * (node.ndim(x) - 2)))
-    return op.prelu(*broadcastable(node, x, slope))
+    return broadcast(node, op.prelu, x, slope)
 
 
 # --- unary
@@ -168,7 +179,7 @@ def _cast_like(node: Node) -> Expr:
 
 
 def _where(node: Node) -> Expr:
-    return op.where(*broadcastable(node, *node.tensors()))
+    return broadcast(node, op.where, *node.tensors())
 
 
 def _inference_dropout(node: Node, mask_dtype: str) -> list[Expr | None]:
@@ -283,4 +294,4 @@ CONVERTERS: ConverterTable = {
     },
 }
 
-__all__ = ["CONVERTERS", "broadcastable"]
+__all__ = ["CONVERTERS", "broadcast", "broadcast_dims"]

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from pyvm import op
+from pyvm.frontend.onnx.convert_elementwise import broadcast_dims
 from pyvm.frontend.onnx.node import Node
 from pyvm.frontend.onnx.registry import ConverterTable
-from pyvm.ir import Expr
+from pyvm.ir import Expr, Prim
 
 
 def _matmul(node: Node) -> Expr:
-    return op.matmul(node.tensor(0), node.tensor(1))
+    a, b = node.tensor(0), node.tensor(1)
+    a_shape, b_shape = node.shape(a), node.shape(b)
+    if not a_shape or not b_shape:
+        raise node.error(f"shapes {a_shape} and {b_shape}: a matrix product has no scalars")
+    inner: list[Prim | None] = [None] * len(b_shape)
+    inner[-2 if len(b_shape) > 1 else 0] = a_shape[-1]
+    b = node.agreeing(b, inner)
+    batch = broadcast_dims(node, [a_shape[:-2], b_shape[:-2]])
+    if batch is None:
+        return op.matmul(a, b)
+    rows, columns = a_shape[-2:-1], node.shape(b)[-1:] if len(b_shape) > 1 else ()
+    return node.kernel("matmul", [a, b], (*batch, *rows, *columns), node.dtype(a))
 
 
 def _matmul_integer(node: Node) -> Expr:
@@ -37,9 +49,8 @@ def _einsum(node: Node) -> Expr:
         raise node.error(f"equation {equation!r} has {len(terms)} terms, {len(operands)} operands are given")
     if not arrow:  # the default result counts labels of the whole equation, so it is written out before they go
         letters = "".join(terms).replace(".", "")
-        arrow, right = "->", ("..." if "..." in left else "") + "".join(
-            sorted(label for label in set(letters) if letters.count(label) == 1)
-        )
+        once = sorted(label for label in set(letters) if letters.count(label) == 1)
+        arrow, right = "->", ("..." if "..." in left else "") + "".join(once)
     for i, term in enumerate(terms):
         operands[i], terms[i] = _take_diagonals(node, operands[i], term)
     return op.einsum(",".join(terms) + arrow + right, *operands)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pyvm import op
 from pyvm.frontend.onnx.node import Node
@@ -15,7 +15,7 @@ from pyvm.frontend.onnx.shape_values import (
     larger,
     smaller,
 )
-from pyvm.ir import Call, Expr, Prim, ShapeExpr, TensorStructInfo, call_dps_packed, free_vars
+from pyvm.ir import Call, Expr, Prim, ShapeExpr, free_vars
 from pyvm.op.registry import get_op
 
 _INT32_MAX = 2**31 - 1
@@ -41,8 +41,8 @@ def _reshape(node: Node) -> Expr:
         copied = shape[i] if i < len(shape) and not keep_zeros else 0
         dims.append(dim + is_zero(dim) * copied)
     # -1 becomes 1 in the product of the others, so that dividing by it gives the dimension that is left.
-    known = node.numel([dim + is_negative(dim) * 2 for dim in dims])
-    (rest,) = node.name_values([node.numel(shape) // known]) if len(dims) else (1,)
+    known = larger(1, node.numel([dim + is_negative(dim) * 2 for dim in dims]))
+    (rest,) = node.name_values([node.numel(shape) // known])
     dims = node.dims([dim + is_negative(dim) * (rest + 1) for dim in dims])
     return op.reshape(x, dims, allow_zero=True)
 
@@ -103,7 +103,11 @@ def _expand(node: Node) -> Expr:
     target = [1] * (ndim - len(target)) + target
     # Expand broadcasts both ways: a 1 in the target keeps the dimension.
     dims = [_broadcast_dim(a, b) for a, b in zip(shape, target, strict=True)]
-    return op.broadcast_to(x, dims) if tuple(dims) != node.shape(x) else x
+    if tuple(dims) == node.shape(x):
+        return x
+    if all(a in (1, dim) for a, dim in zip(shape, dims, strict=True)) or all(isinstance(dim, int) for dim in dims):
+        return op.broadcast_to(x, dims)
+    return node.kernel("broadcast_to", [x], dims, node.dtype(x))
 
 
 def _broadcast_dim(a: Prim, b: Prim) -> Prim:
@@ -134,7 +138,11 @@ def _tile(node: Node) -> Expr:
 def _concat(node: Node) -> Expr:
     xs = node.tensors()
     axis = node.axis(node.attr("axis", 1) if node.opset < 4 else node.attr("axis"), node.ndim(xs[0]))
-    return xs[0] if len(xs) == 1 else op.concat(xs, axis)
+    if len(xs) == 1:
+        return xs[0]
+    others: list[Prim | None] = list(node.shape(xs[0]))
+    others[axis] = None
+    return op.concat([node.agreeing(x, others) if node.ndim(x) == len(others) else x for x in xs], axis)
 
 
 def _split(node: Node) -> Sequence[Expr]:
@@ -209,8 +217,7 @@ def _strided(
     if all(isinstance(step, int) for step in stride):
         return Call(get_op("strided_slice"), [x, ShapeExpr(first), ShapeExpr(dims)], {"steps": tuple(stride)})
     # The operator wants constant steps, the kernel does not; it checks them when the model runs.
-    info = TensorStructInfo(dims, node.dtype(x))
-    return call_dps_packed("kernel.strided_slice", [x, ShapeExpr(first), ShapeExpr(stride)], info)
+    return node.kernel("strided_slice", [x, ShapeExpr(first), ShapeExpr(stride)], dims, node.dtype(x))
 
 
 def _slice_with_axes_of_run_time(node: Node, x: Expr) -> Expr:
@@ -236,6 +243,7 @@ def _slice_with_axes_of_run_time(node: Node, x: Expr) -> Expr:
 
 # --- padding
 
+
 def _pad_by_attributes(name: str) -> Converter:
     def convert(node: Node) -> Expr:
         return _padded(node, node.tensor(0), tuple(node.attr(name)), node.attr("value", 0.0))
@@ -256,13 +264,15 @@ def _pad(node: Node) -> Expr:
         else:
             value = constant.reshape(-1)[0].item()
     if node.has(3):
-        axes = [node.axis(axis, ndim) for axis in node.static_ints(3)]
+        axes = [from_front(axis, ndim) for axis in node.ints(3)]
         if len(pads) != 2 * len(axes):
             raise node.error(f"{len(pads)} pads for {len(axes)} axes")
-        full: list[Prim] = [0] * (2 * ndim)
-        for i, axis in enumerate(axes):
-            full[axis], full[axis + ndim] = pads[i], pads[i + len(axes)]
-        pads = tuple(full)
+        # A sum with one term for each axis that may be meant; a constant axis leaves only one of them.
+        pads = tuple(
+            sum((is_zero(axis - i) * pads[j + side] for j, axis in enumerate(axes)), 0)
+            for side in (0, len(axes))
+            for i in range(ndim)
+        )
     return _padded(node, x, pads, value, fill)
 
 
@@ -278,8 +288,14 @@ def _padded(node: Node, x: Expr, pads: Sequence[Prim], value: object, fill: Expr
 # --- blocks and sequences
 
 
-def _by_block(fn: Callable[..., Expr]) -> Converter:
-    return lambda node: fn(node.tensor(0), node.attr("blocksize"))
+def _space_to_depth(node: Node) -> Expr:
+    x, block = node.tensor(0), node.attr("blocksize")
+    if node.attr("mode", "DCR") == "DCR":
+        return op.space_to_depth(x, block)
+    n, c, h, w = node.shape(x)
+    blocks = node.reshape(x, (n, c, h // block, block, w // block, block))
+    moved = node.emit(op.transpose(blocks, (0, 1, 3, 5, 2, 4)))
+    return op.reshape(moved, (n, c * block * block, h // block, w // block), allow_zero=True)
 
 
 def _depth_to_space(node: Node) -> Expr:
@@ -296,7 +312,7 @@ def _trilu(node: Node) -> Expr:
     x, upper = node.tensor(0), bool(node.attr("upper", 1))
     if isinstance(k, int):
         return op.trilu(x, k=k, upper=upper)
-    return call_dps_packed("kernel.trilu", [x, k, int(upper)], TensorStructInfo(node.shape(x), node.dtype(x)))
+    return node.kernel("trilu", [x, k, int(upper)], node.shape(x), node.dtype(x))
 
 
 CONVERTERS: ConverterTable = {
@@ -308,7 +324,7 @@ CONVERTERS: ConverterTable = {
     "Reshape": {1: _reshape},
     "ReverseSequence": {10: _reverse_sequence},
     "Slice": {1: _slice},
-    "SpaceToDepth": {1: _by_block(op.space_to_depth)},
+    "SpaceToDepth": {1: _space_to_depth},
     "Split": {1: _split},
     "Squeeze": {1: _squeeze},
     "Tile": {1: _tile},

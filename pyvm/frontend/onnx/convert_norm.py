@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pyvm import op
-from pyvm.frontend.onnx.convert_elementwise import broadcastable
+from pyvm.frontend.onnx.convert_elementwise import broadcast
 from pyvm.frontend.onnx.node import Node
 from pyvm.frontend.onnx.registry import Converter, ConverterTable
 from pyvm.ir import Call, Expr
@@ -108,9 +108,9 @@ def _layer_norm(node: Node) -> Sequence[Expr | None]:
     var = node.emit(op.reduce_mean(node.emit(op.square(centered)), axes=axes, keepdims=True))
     inverse = node.emit(op.rsqrt(node.emit(op.add(var, node.scalar_like(eps, var)))))
     result = node.cast(node.emit(op.mul(centered, inverse)), dtype)
-    result = node.emit(op.mul(*broadcastable(node, result, scale)))
+    result = node.emit(broadcast(node, op.mul, result, scale))
     if bias is not None:
-        result = node.emit(op.add(*broadcastable(node, result, bias)))
+        result = node.emit(broadcast(node, op.add, result, bias))
     return [result, mean, inverse]
 
 
@@ -125,7 +125,7 @@ def _rms_norm(node: Node) -> Expr:
     power = node.emit(op.reduce_mean(node.emit(op.square(wide)), axes=axes, keepdims=True))
     inverse = node.emit(op.rsqrt(node.emit(op.add(power, node.scalar_like(eps, power)))))
     result = node.cast(node.emit(op.mul(wide, inverse)), node.dtype(scale))
-    return op.mul(*broadcastable(node, result, scale))
+    return broadcast(node, op.mul, result, scale)
 
 
 def _lp_normalization(node: Node) -> Expr:

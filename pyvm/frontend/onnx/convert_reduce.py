@@ -8,8 +8,7 @@ from pyvm import op
 from pyvm.frontend.onnx.node import Node
 from pyvm.frontend.onnx.registry import Converter, ConverterTable
 from pyvm.frontend.onnx.shape_values import from_front, is_zero
-from pyvm.ir import Call, Expr, Prim, ShapeExpr, TensorStructInfo, call_dps_packed, sym_max, sym_min
-from pyvm.op.registry import Op
+from pyvm.ir import Call, Expr, Prim, ShapeExpr, sym_max, sym_min
 
 
 def _reduction(fn: Callable[..., Call]) -> Converter:
@@ -53,13 +52,7 @@ def _with_axes_of_run_time(node: Node, fn: Callable[..., Call], x: Expr) -> Expr
             sum(((1 - reduced[i]) * is_zero(position[i] - j) * shape[i] for i in range(ndim)), 0)
             for j in range(ndim - len(axes))
         ]
-    info = TensorStructInfo(node.name_values(dims, nonnegative=True), node.dtype(x))
-    return call_dps_packed(f"kernel.{_op_name(fn(x))}", [x, ShapeExpr(axes)], info)
-
-
-def _op_name(call: Call) -> str:
-    assert isinstance(call.op, Op)
-    return call.op.name
+    return node.kernel(fn.__name__, [x, ShapeExpr(axes)], dims, node.dtype(x))
 
 
 def _sorted(values: list[Prim]) -> list[Prim]:
@@ -98,8 +91,12 @@ def _arg_extremum(fn: Callable[..., Call]) -> Converter:
 
 def _cumsum(node: Node) -> Expr:
     x = node.tensor(0)
-    axis = node.axis(node.static_ints(1)[0], node.ndim(x))
-    return op.cumsum(x, axis, exclusive=bool(node.attr("exclusive", 0)), reverse=bool(node.attr("reverse", 0)))
+    exclusive, reverse = bool(node.attr("exclusive", 0)), bool(node.attr("reverse", 0))
+    (axis,) = node.ints(1)
+    if isinstance(axis, int):
+        return op.cumsum(x, node.axis(axis, node.ndim(x)), exclusive=exclusive, reverse=reverse)
+    (axis,) = node.name_values([from_front(axis, node.ndim(x))])
+    return node.kernel("cumsum", [x, axis, int(exclusive), int(reverse)], node.shape(x), node.dtype(x))
 
 
 def _topk(node: Node) -> list[Expr]:

@@ -13,7 +13,7 @@ from pyvm import op
 from pyvm.frontend.onnx.node import Node
 from pyvm.frontend.onnx.registry import ConverterTable
 from pyvm.frontend.onnx.shape_values import larger, smaller
-from pyvm.ir import Expr, Prim, TensorStructInfo, call_dps_packed
+from pyvm.ir import Expr, Prim
 from pyvm.op.resizing import RESIZE_COORDINATES, RESIZE_MODES, RESIZE_ROUNDINGS
 
 
@@ -93,7 +93,7 @@ def _with_scales_of_run_time(node: Node, x: Expr, dims: Sequence[Prim], scales: 
         sampling.cubic_a,
         node.cast(scales, "float64"),
     ]
-    return call_dps_packed("kernel.resize", arguments, TensorStructInfo(dims, node.dtype(x)))
+    return node.kernel("resize", arguments, dims, node.dtype(x))
 
 
 def _scaled(node: Node, x: Expr, scales: list[float]) -> Expr:

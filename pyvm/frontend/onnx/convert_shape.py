@@ -1,4 +1,4 @@
-"""Constants, and what turns shapes into tensors and integers into ranges: Shape, Size, ConstantOfShape, Range, EyeLike."""
+"""Constants, and shapes and integers that become tensors: Shape, Size, ConstantOfShape, Range, EyeLike."""
 
 from __future__ import annotations
 

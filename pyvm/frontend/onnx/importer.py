@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.inliner
 
 from pyvm import op
 from pyvm.frontend.onnx import shape_values
-from pyvm.frontend.onnx.model_file import element_type, load_model, sparse_array, tensor_array
+from pyvm.frontend.onnx.functions import FunctionLibrary, Opsets, opsets_of, resolve
+from pyvm.frontend.onnx.model_file import element_code, element_type, load_model, sparse_array, tensor_array
 from pyvm.frontend.onnx.node import Node, fold, node_source
-from pyvm.frontend.onnx.registry import Converter, find_converter
+from pyvm.frontend.onnx.registry import Converter
 from pyvm.frontend.onnx.shape_values import Content
 from pyvm.ir import (
     BlockBuilder,
@@ -33,9 +33,7 @@ from pyvm.ir import (
     Tuple,
     Var,
 )
-from vmcore.errors import CompileError, FrontendError, InternalError, UnsupportedOpError
-
-_STANDARD_DOMAINS = ("", "ai.onnx")
+from vmcore.errors import CompileError, FrontendError, InternalError
 
 
 def from_onnx(
@@ -68,68 +66,16 @@ def from_onnx(
         If the model is malformed, or uses an operator in a way that cannot be expressed.
     """
     proto, folder = load_model(model)
-    opsets = _opsets(proto)
-    proto, opsets = _expand_functions(proto, opsets)
-    plan = [(node, *_resolve(node, opsets)) for node in proto.graph.node]
-    _refuse_unsupported(plan)
-    return GraphImporter(proto, folder, dict(shape_dict or {})).run(plan)
+    return GraphImporter(proto, folder, dict(shape_dict or {})).run()
 
 
-def _opsets(model: onnx.ModelProto) -> dict[str, int]:
-    opsets = {"" if entry.domain in _STANDARD_DOMAINS else entry.domain: entry.version for entry in model.opset_import}
+def _model_opsets(model: onnx.ModelProto) -> dict[str, int]:
+    opsets = opsets_of(model.opset_import)
     if not opsets and model.ir_version < 3:
         return {"": 1}  # models of that age have no opset field
     if not opsets:
         raise FrontendError(f"the model (IR version {model.ir_version}) does not say which opset it uses")
     return opsets
-
-
-def _resolve(node: onnx.NodeProto, opsets: Mapping[str, int]) -> tuple[str, int, Converter | None]:
-    domain = "" if node.domain in _STANDARD_DOMAINS else node.domain
-    # A domain that the model forgot to import has version 1, as other runtimes have it too.
-    opset = opsets.get(domain, 1)
-    return domain, opset, find_converter(domain, node.op_type, opset)
-
-
-def _expand_functions(model: onnx.ModelProto, opsets: dict[str, int]) -> tuple[onnx.ModelProto, dict[str, int]]:
-    """Replaces calls of functions (the model's own, or operators that ONNX defines by a body) that have no converter.
-
-    The bodies of an operator's function may use such operators again, hence the loop.
-    """
-    own = {(function.domain, function.name) for function in model.functions}
-    for _ in range(8):
-        missing = {(node.domain, node.op_type) for node in model.graph.node if _resolve(node, opsets)[2] is None}
-        expandable = [key for key in missing if key in own or _has_body(*key, opsets)]
-        if not expandable:
-            break
-        try:
-            model = onnx.inliner.inline_selected_functions(model, expandable, inline_schema_functions=True)
-        except Exception as error:  # the inliner documents none of what it raises
-            raise FrontendError(f"the functions {expandable} of the model cannot be expanded: {error}") from error
-        opsets = _opsets(model)
-        own = {(function.domain, function.name) for function in model.functions}
-    return model, opsets
-
-
-def _has_body(domain: str, op_type: str, opsets: Mapping[str, int]) -> bool:
-    domain = "" if domain in _STANDARD_DOMAINS else domain
-    try:
-        schema = onnx.defs.get_schema(op_type, opsets.get(domain, 1), domain)
-    except onnx.defs.SchemaError:
-        return False
-    return schema.has_function or schema.has_context_dependent_function
-
-
-def _refuse_unsupported(plan: Sequence[tuple[onnx.NodeProto, str, int, Converter | None]]) -> None:
-    missing: dict[str, list[str]] = {}
-    for node, domain, opset, converter in plan:
-        if converter is None:
-            name = f"{domain}.{node.op_type}" if domain else node.op_type
-            missing.setdefault(f"{name} (opset {opset})", []).append(node.name or f"-> {', '.join(node.output)}")
-    if missing:
-        listed = "; ".join(f"{name}: {', '.join(nodes)}" for name, nodes in sorted(missing.items()))
-        count = sum(map(len, missing.values()))
-        raise UnsupportedOpError(f"{count} nodes use {len(missing)} unsupported operators: {listed}")
 
 
 class GraphImporter:
@@ -150,9 +96,12 @@ class GraphImporter:
         self._dtypes: dict[str, str] = {}
         self._symbols: dict[str, SymVar] = {}
         self._n_fresh = 0
+        self._functions = FunctionLibrary(model)
 
-    def run(self, plan: Sequence[tuple[onnx.NodeProto, str, int, Converter | None]]) -> IRModule:
-        """The module for `plan`: the nodes with their domain, opset and converter."""
+    def run(self) -> IRModule:
+        """The module of the model."""
+        opsets = _model_opsets(self._model)
+        self._functions.refuse_unsupported(self._graph.node, opsets)
         for tensor in self._graph.initializer:
             self._exprs[tensor.name] = Constant(tensor_array(tensor, self.folder))
         for sparse in self._graph.sparse_initializer:
@@ -162,13 +111,9 @@ class GraphImporter:
         if not outputs:
             raise FrontendError(f"graph {self._graph.name!r} has no outputs")
         attrs = {"input_names": tuple(param.name for param in params), "output_names": tuple(outputs)}
-        checker = _checker_context(self._model)
         with self.builder.function("main", params=params, attrs=attrs):
             with self.builder.dataflow():
-                for proto, domain, opset, converter in plan:
-                    assert converter is not None
-                    _check_node(proto, domain, checker)
-                    self._convert(Node(self, proto, domain, opset), proto, converter)
+                self._walk(self._graph.node, opsets)
                 results = [self._output(name) for name in outputs]
             self.builder.emit_func_output(results[0] if len(results) == 1 else Tuple(results))
         return self.builder.get()
@@ -254,6 +199,35 @@ class GraphImporter:
         return symbol
 
     # --- nodes
+
+    def _walk(self, nodes: Iterable[onnx.NodeProto], opsets: Opsets) -> None:
+        checker = _checker_context(self._model, opsets)
+        for proto in nodes:
+            domain, opset, converter = resolve(proto, opsets)
+            _check_node(proto, domain, opset, checker)
+            if converter is not None:
+                self._convert(Node(self, proto, domain, opset), proto, converter)
+                continue
+            body = self._functions.expand(proto, opsets, lambda names=proto.input: list(map(self._type_of, names)))
+            self._walk(body.nodes, body.opsets)
+
+    def _type_of(self, name: str) -> onnx.TypeProto:
+        """The type of a value as ONNX writes it; an absent input has an empty one."""
+        proto = onnx.TypeProto()
+        if not name:
+            return proto
+        proto.tensor_type.elem_type = element_code(self.dtype(name))
+        content = self._contents.get(name)
+        info = self.tensor(name).struct_info if content is None else TensorStructInfo(content.shape)
+        if isinstance(info, TensorStructInfo) and info.shape is not None:
+            proto.tensor_type.shape.Clear()
+            for dim in info.shape:
+                entry = proto.tensor_type.shape.dim.add()
+                if isinstance(dim, int):
+                    entry.dim_value = dim
+                else:
+                    entry.dim_param = str(dim)
+        return proto
 
     def _convert(self, node: Node, proto: onnx.NodeProto, converter: Converter) -> None:
         with self.builder.source(node.source), _explained(node):
@@ -364,7 +338,8 @@ class GraphImporter:
     def _materialize(self, content: Content, dtype: str, hint: str) -> Expr:
         nums = [value.num if isinstance(value, shape_values.Ratio) else value for value in content.flat]
         dens = [value.den if isinstance(value, shape_values.Ratio) else 1 for value in content.flat]
-        x: Expr = self.builder.emit(op.shape_to_tensor(ShapeExpr([int(n) if isinstance(n, float) else n for n in nums])))
+        integers = ShapeExpr([int(num) if isinstance(num, float) else num for num in nums])
+        x: Expr = self.builder.emit(op.shape_to_tensor(integers))
         if dtype != "int64":
             x = self.builder.emit(op.cast(x, dtype))
         if any(den != 1 for den in dens):
@@ -394,14 +369,14 @@ def _hint(name: str) -> str:
     return re.sub(r"\W+", "_", name).strip("_") or "v"
 
 
-def _checker_context(model: onnx.ModelProto) -> onnx.checker.C.CheckerContext:
+def _checker_context(model: onnx.ModelProto, opsets: Opsets) -> onnx.checker.C.CheckerContext:
     context = onnx.checker.C.CheckerContext()
     context.ir_version = model.ir_version or onnx.IR_VERSION
-    context.opset_imports = {entry.domain: entry.version for entry in model.opset_import} or {"": 1}
+    context.opset_imports = dict(opsets)
     return context
 
 
-def _check_node(proto: onnx.NodeProto, domain: str, context: onnx.checker.C.CheckerContext) -> None:
+def _check_node(proto: onnx.NodeProto, domain: str, opset: int, context: onnx.checker.C.CheckerContext) -> None:
     """Arity and attributes as the operator's schema has them."""
     if domain:
         return
@@ -409,7 +384,7 @@ def _check_node(proto: onnx.NodeProto, domain: str, context: onnx.checker.C.Chec
         onnx.checker.check_node(proto, context)
     except onnx.checker.ValidationError as error:
         text = " ".join(str(error).split("==>")[0].split())
-        raise FrontendError(f"{node_source(proto, context.opset_imports.get('', 1))}: malformed node: {text}") from error
+        raise FrontendError(f"{node_source(proto, opset)}: malformed node: {text}") from error
 
 
 @contextmanager

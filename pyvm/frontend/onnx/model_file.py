@@ -1,4 +1,4 @@
-"""Reading ONNX protobufs: files, element types, tensors, attributes. Whatever is malformed becomes a `FrontendError`."""
+"""Reading ONNX protobufs: files, element types, tensors, attributes. What is malformed raises `FrontendError`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 
 from vmcore.errors import FrontendError
 
-# Element types that the IR has. Strings, complex numbers and types below 8 bits (or of 8-bit floats) are not among them.
+# Element types that the IR has. Strings, complex numbers, 8-bit floats and types below 8 bits are not among them.
 _DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
@@ -62,6 +62,11 @@ def element_type(code: int, what: str) -> str:
         known = TensorProto.DataType.Name(code) if code in TensorProto.DataType.values() else f"number {code}"
         raise FrontendError(f"{what} has element type {known}; the supported ones are {', '.join(_DTYPES.values())}")
     return dtype
+
+
+def element_code(dtype: str) -> int:
+    """The ONNX element type of a dtype."""
+    return next(code for code, name in _DTYPES.items() if name == dtype)
 
 
 def tensor_array(tensor: TensorProto, folder: Path | None) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,9 @@ from pyvm.ir import (
     TensorStructInfo,
     TupleGetItem,
     Var,
+    call_dps_packed,
     free_vars,
+    prove_equal,
 )
 from pyvm.op.registry import Op
 from vmcore.errors import FrontendError
@@ -282,24 +284,25 @@ class Node:
         value = self._importer.builder.emit(call)
         return [self.emit(TupleGetItem(value, i)) for i in range(n)]
 
+    def kernel(self, name: str, args: Sequence[object], shape: Sequence[Prim], dtype: str) -> Expr:
+        """A direct call of a kernel, for what its operator cannot express; the kernel checks its arguments."""
+        return call_dps_packed(f"kernel.{name}", args, TensorStructInfo(self.dims(shape), dtype))
+
     def match_cast(self, expr: Expr, shape: Sequence[Prim]) -> Var:
         """`expr`, checked at run time to have `shape`; symbols that are new get their value from it."""
         return self._importer.builder.match_cast(expr, TensorStructInfo(shape, self._info(expr).dtype))
 
+    def agreeing(self, x: Expr, shape: Sequence[Prim | None]) -> Expr:
+        """`x`, checked at run time to have these dimensions (None: any) where that is not certain already."""
+        own = self.shape(x)
+        dims = [mine if dim is None else dim for mine, dim in zip(own, shape, strict=True)]
+        if all(prove_equal(mine, dim) is not None for mine, dim in zip(own, dims, strict=True)):
+            return x  # also if they differ for certain: the operator will say so
+        return self.match_cast(x, dims)
+
     def fresh_dim(self, hint: str = "d") -> PrimExpr:
         """A symbol for a dimension that no one has a name for."""
         return self._importer.fresh_dim(hint)
-
-    def name_values(self, values: Sequence[Prim], nonnegative: bool = False) -> list[Prim]:
-        """The values, computed once and named: long expressions become symbols, everything else stays as it is."""
-        if all(isinstance(value, (int, SymVar)) for value in values):
-            return list(values)
-        names: list[Prim] = [
-            value if isinstance(value, (int, SymVar)) else self._importer.fresh_dim("v", nonnegative)
-            for value in values
-        ]
-        self._importer.builder.match_cast(ShapeExpr(values), ShapeStructInfo(names))
-        return names
 
     def read_ints(self, x: Expr) -> list[Prim]:
         """New symbols for the elements of an integer tensor with at most one dimension, read when the model runs."""
@@ -307,13 +310,19 @@ class Node:
 
     def dims(self, values: Sequence[Prim]) -> list[Prim]:
         """The values as dimensions: those that were read at run time become symbols that are not negative."""
-        if all(var.nonnegative for value in values for var in free_vars(value)):
+        return self._named(values, lambda value: not all(var.nonnegative for var in free_vars(value)), nonnegative=True)
+
+    def name_values(self, values: Sequence[Prim], nonnegative: bool = False) -> list[Prim]:
+        """The values, computed once and named: long expressions become symbols, everything else stays as it is."""
+        return self._named(values, lambda value: not isinstance(value, SymVar), nonnegative)
+
+    def _named(self, values: Sequence[Prim], needs_name: Callable[[Prim], bool], nonnegative: bool) -> list[Prim]:
+        pending = [value for value in values if not isinstance(value, int) and needs_name(value)]
+        if not pending:
             return list(values)
-        names: list[Prim] = [
-            value if isinstance(value, int) else self._importer.fresh_dim("d") for value in values
-        ]
-        self._importer.builder.match_cast(ShapeExpr(values), ShapeStructInfo(names))
-        return names
+        symbols = {value: self._importer.fresh_dim("v", nonnegative) for value in pending}
+        self._importer.builder.match_cast(ShapeExpr(symbols), ShapeStructInfo(symbols.values()))
+        return [value if isinstance(value, int) else symbols.get(value, value) for value in values]
 
     def bind_symbol(self, value: Expr, info: PrimStructInfo) -> None:
         """Makes the symbol in `info` stand for the scalar `value`."""

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from pyvm.cli.common import Progress, UsageError
+from pyvm.errors import ExecutableError
 
 HELP = "check an executable without running it"
 
@@ -27,7 +28,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.model}: no such file")
     with Progress(f"verifying {args.model.name}"):
         executable = pyvm.load_executable(args.model)
-        executable.verify(full=args.full)
+        try:
+            executable.verify(full=args.full)
+        except ExecutableError as error:
+            error.add_note(f"in {args.model}")
+            raise
     defined = [info.name for info in executable.functions if info.kind != 0]
     print(
         f"{args.model}: ok, {len(defined)} function(s), {len(executable.instr_offset)} instructions, "

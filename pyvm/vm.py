@@ -98,7 +98,7 @@ class VirtualMachine:
         self._inputs: dict[str, tuple[Any, ...]] = {}
         self._outputs: dict[str, Any] = {}
 
-    def __getitem__(self, name: str) -> BoundFunction | _SavedFunction:
+    def __getitem__(self, name: str) -> Callable[..., Any]:
         """The function called `name`; raises FunctionNotFoundError."""
         saved = self._saved.get(name)
         return saved if saved is not None else self._machine.function(name)

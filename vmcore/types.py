@@ -24,6 +24,9 @@ class DataType:
     """
 
     __slots__ = ("code", "bits", "lanes")
+    code: int
+    bits: int
+    lanes: int
 
     def __init__(self, name: str | np.dtype | type | DataType) -> None:
         if isinstance(name, DataType):

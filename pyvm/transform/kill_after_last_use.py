@@ -22,7 +22,7 @@ from .rewriter import all_bindings
 
 
 def kill_after_last_use(module: IRModule) -> IRModule:
-    """On every path, a variable that alone keeps memory alive is killed after its last use.
+    """On every path, a variable that alone keeps memory alive is killed after its last use, unless that is the end.
 
     Not killed: parameters (the caller has them), views of the arena (their memory is the arena's), shapes and scalars.
     A branch that does not read a variable, whose other branch reads it last, kills it at its start. What a view looks
@@ -33,8 +33,22 @@ def kill_after_last_use(module: IRModule) -> IRModule:
 
 
 def _kill_in(function: Function) -> Function:
-    owners = _owners(function)
-    return function.with_body(_sequence(function.body, find_deaths(function), owners))
+    body = _sequence(function.body, find_deaths(function), _owners(function))
+    return function.with_body(_without_last_kills(body))
+
+
+def _without_last_kills(body: SeqExpr) -> SeqExpr:
+    """The body of a function without the kills just before it returns: the frame lets go of everything anyway."""
+    blocks = list(body.blocks)
+    while blocks:
+        bindings = list(blocks[-1].bindings)
+        while bindings and extern_name(bindings[-1].value) == KILL:
+            bindings.pop()
+        if bindings:
+            blocks[-1] = type(blocks[-1])(bindings)
+            break
+        blocks.pop()
+    return SeqExpr(blocks, body.body)
 
 
 def _owners(function: Function) -> set[Var]:

@@ -115,12 +115,12 @@ class _LowerShapes(Rewriter):
 
     def visit(self, binding: Binding) -> None:
         if isinstance(binding, MatchCast):
-            value = self.leaf(binding.value)
+            value = self._concrete(self.leaf(binding.value))
             self._match(value, binding.struct_info, self._context("match_cast", binding.var, binding.struct_info))
             if isinstance(value, Var):
                 self.replace(binding.var, value)
             else:
-                self.bind(binding, self._concrete(value))
+                self.bind(binding, value)
             return
         value = binding.value
         if isinstance(value, If) and _is_symbolic(value.cond):

@@ -1,0 +1,49 @@
+"""Programs for the tests of passes: short builders, and text without comments to compare with."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from pyvm.ir import BlockBuilder, Expr, IRModule, TensorStructInfo, Var
+
+
+def tensor(*shape: Any, dtype: str = "float32") -> TensorStructInfo:
+    """Struct info of a tensor."""
+    return TensorStructInfo(shape, dtype)
+
+
+def build(body: Callable[..., Any], dataflow: bool = True, **params: Any) -> IRModule:
+    """A module whose "main" has these parameters (name=struct info); `body(bb, *params)` emits and returns a value."""
+    bb = BlockBuilder()
+    variables = [Var(name, info) for name, info in params.items()]
+    with bb.function("main", variables):
+        result: Expr
+        if dataflow:
+            with bb.dataflow():
+                result = bb.emit_output(body(bb, *variables), "out")
+        else:
+            result = body(bb, *variables)
+        bb.emit_func_output(result)
+    return bb.get()
+
+
+def text(module: IRModule) -> str:
+    """The text of a module without comments, types and error contexts."""
+    lines = []
+    for line in module.script().splitlines():
+        code = line.split("  #")[0].rstrip()
+        if code.strip().startswith("# "):
+            continue
+        if "ErrorContext" in code:
+            code = code[: code.index('"ErrorContext')] + "ctx)"
+        if code.startswith("def "):
+            code = code[: code.index("(")] + ":"
+        lines.append(code)
+    return "\n".join(lines).strip()
+
+
+def expect(module: IRModule, expected: str) -> None:
+    """Asserts that `text` gives this."""
+    assert text(module) == textwrap.dedent(expected).strip()

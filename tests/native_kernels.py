@@ -1,0 +1,30 @@
+"""The native kernels as functions for the reference interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+try:
+    from vmcore.kernels.direct import call_kernel
+except ImportError:
+    call_kernel = None
+
+
+class _Kernels(Mapping[str, Callable[..., Any]]):
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        if not name.startswith("kernel."):
+            raise KeyError(name)
+        return lambda *args: call_kernel(name, *args)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.startswith("kernel.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+NATIVE: Mapping[str, Callable[..., Any]] | None = None if call_kernel is None else _Kernels()

@@ -20,7 +20,7 @@ from vmcore.program cimport (
     GIL_AUTO, GIL_HOLD, GIL_RELEASE, I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL, I_CALL_CLOSURE, I_CALL_HOOKED,
     I_CALL_PYTHON, I_CALL_SPECIAL, I_CALL_VM, I_COPY, I_GOTO, I_GOTO_BACK, I_IF, I_LOAD, I_NULL, I_RET, I_RET_CLEAR_ALL,
     I_TUPLE_GET, FUNC_VM, MAX_RECURSION, POLL_INTERVAL, AllocSite, CallSite, Context, Frame, Insn, Program, VmFunc,
-    operand_at, reg_at, tensor_cache_get, value_drop, value_replace, value_reset,
+    operand_at, reg_at, tensor_cache_get, value_drop, value_put, value_replace, value_reset,
 )
 from vmcore.status cimport fail
 from vmcore.storage cimport Allocator, storage_alloc
@@ -44,7 +44,8 @@ cdef extern from *:
     #include <unistd.h>
     #define RELEASE_NS 5000.0
     #define SIGNAL_INTERVAL_NS 10000000
-    static __thread int64_t vm_deadline_ns; /* CLOCK_MONOTONIC; 0: none */
+    /* CLOCK_MONOTONIC; 0: none. initial-exec: read at every entry, and 8 bytes always fit in the static block. */
+    static __thread __attribute__((tls_model("initial-exec"))) int64_t vm_deadline_ns;
     static int vm_is_main_thread(void) { return syscall(SYS_gettid) == getpid(); }
     /* Bytes of all tensors among the arguments. */
     static inline int64_t vm_tensor_bytes(const Value *args, int32_t n) {
@@ -128,6 +129,25 @@ cdef inline int before_kernel(Context* cx, CallSite* site, const Value* args) no
     if cx.countdown <= 0:
         return poll(cx)
     return 0
+
+
+cdef int invoke(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept nogil:
+    """Runs `func` on the arguments at the bottom of the register stack; out := result. Holds the GIL before and after."""
+    cdef int status
+    cdef Program* program = cx.program
+    cx.frame = cx.frames
+    cx.gil_mode = gil_mode
+    cx.work_ns = 0
+    cx.code_shift = 0
+    if program.instrument != NULL or program.profiler != NULL:
+        cx.code_shift = program.hooked_code - program.code
+    if gil_mode == GIL_RELEASE:
+        drop_gil(cx)
+    if vm_deadline_ns != 0:
+        cx.countdown = 1
+    status = run_loop(cx, func, cx.stack, out)
+    hold_gil(cx)
+    return status
 
 
 # ---- slow kinds of call ----------------------------------------------------------------------------------------------
@@ -243,6 +263,8 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
     cdef ClosureObj* closure
     cdef StorageObj* storage
     cdef Value ret
+    cdef uint64_t tag
+    cdef int64_t bits
     cdef int32_t k, n
     cdef int32_t* listed
     value_set_none(&ret)
@@ -264,8 +286,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
         elif pc.op == I_COPY:
             v = reg_at(base, pc.b)
             value_retain(v)
-            value_copy(&ret, v)
-            value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            value_put(&cx.tensors, reg_at(base, pc.a), v.tag, v.bits)
             pc += 1
         elif pc.op == I_NULL:
             value_reset(&cx.tensors, reg_at(base, pc.a))
@@ -318,29 +339,28 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             func = callee
             pc = callee.code + cx.code_shift
         elif pc.op == I_RET:
+            v = <Value*>operand_at(base, literals, pc.a)
+            tag = v.tag
+            bits = v.bits
             if pc.a >= 0:
-                v = reg_at(base, pc.a)
-                value_copy(&ret, v)
                 v.tag = VT_NONE
             else:
-                v = <Value*>operand_at(base, literals, pc.a)
                 value_retain(v)
-                value_copy(&ret, v)
             listed = <int32_t*>pc.p
             for k in range(pc.n):
                 value_reset(&cx.tensors, reg_at(base, listed[k]))
             if fr == entry:
                 cx.frame = entry
-                value_copy(out, &ret)
+                value_set(out, tag, bits)
                 return 0
             fr -= 1
             pc = fr.pc
             base = fr.base
             func = fr.func
             if pc.a >= 0:
-                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+                value_put(&cx.tensors, reg_at(base, pc.a), tag, bits)
             else:
-                value_reset(&cx.tensors, &ret)
+                value_drop(&cx.tensors, tag, bits)
             pc += 1
         elif pc.op == I_CALL_PYTHON:
             site = <CallSite*>pc.p
@@ -357,8 +377,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
         elif pc.op == I_LOAD:
             v = <Value*>(literals + pc.b)
             value_retain(v)
-            value_copy(&ret, v)
-            value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            value_put(&cx.tensors, reg_at(base, pc.a), v.tag, v.bits)
             pc += 1
         elif pc.op == I_TUPLE_GET:
             if tuple_get(reg_at(base, pc.b), pc.n, &ret) != 0:
@@ -422,21 +441,22 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
         elif pc.op == I_RET_CLEAR_ALL:
             v = <Value*>operand_at(base, literals, pc.a)
             value_retain(v)
-            value_copy(&ret, v)
+            tag = v.tag
+            bits = v.bits
             for k in range(func.n_regs):
                 value_reset(&cx.tensors, base + k)
             if fr == entry:
                 cx.frame = entry
-                value_copy(out, &ret)
+                value_set(out, tag, bits)
                 return 0
             fr -= 1
             pc = fr.pc
             base = fr.base
             func = fr.func
             if pc.a >= 0:
-                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+                value_put(&cx.tensors, reg_at(base, pc.a), tag, bits)
             else:
-                value_reset(&cx.tensors, &ret)
+                value_drop(&cx.tensors, tag, bits)
             pc += 1
         else:  # I_CALL_HOOKED: the decoder writes no other opcode
             cx.frame = fr

@@ -10,7 +10,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
-from vmcore.loop cimport hold_gil, now_ns, run_loop, set_thread_deadline, thread_deadline
+from vmcore.loop cimport invoke, now_ns, set_thread_deadline, thread_deadline
 from vmcore.objects cimport (
     ClosureObj, Function, Tensor, borrow_array, own_array, release_python, take_value, tensor_new, to_value,
 )
@@ -38,7 +38,6 @@ cdef extern from "Python.h":
     PyGILState_STATE PyGILState_Ensure() nogil
     void PyGILState_Release(PyGILState_STATE) nogil
     Py_ssize_t PyVectorcall_NARGS(size_t nargsf)
-    void* PyEval_SaveThread() nogil
 
 cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void* address, size_t size, int protection, int flags, int fd, int64_t offset)
@@ -132,24 +131,6 @@ cdef void release_contexts(Program* program) noexcept nogil:
     release_python(program.profiler)
 
 
-cdef int start(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept:
-    """Runs `func` on the arguments at the bottom of the register stack. The GIL is held before and after."""
-    cdef int status
-    cx.frame = cx.frames
-    cx.gil_mode = gil_mode
-    cx.work_ns = 0
-    cx.code_shift = 0
-    if cx.program.instrument != NULL or cx.program.profiler != NULL:
-        cx.code_shift = cx.program.hooked_code - cx.program.code
-    if gil_mode == GIL_RELEASE:
-        cx.thread_state = PyEval_SaveThread()
-    if thread_deadline() != 0:
-        cx.countdown = 1
-    status = run_loop(cx, func, cx.stack, out)
-    hold_gil(cx)
-    return status
-
-
 cdef int closure_call(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
     """safe_call of a ClosureObj: callable from any thread, with or without the GIL."""
     cdef ClosureObj* closure = <ClosureObj*>self
@@ -173,7 +154,7 @@ cdef int closure_call(void* self, const Value* args, int32_t n_args, Value* ret)
         for i in range(closure.n_saved):
             value_retain(&closure.saved[i])
             value_copy(cx.stack + n_args + i, &closure.saved[i])
-        status = (<int (*)(Context*, VmFunc*, Value*, int) noexcept nogil>start)(cx, func, ret, GIL_AUTO)
+        status = invoke(cx, func, ret, GIL_AUTO)
         (<void (*)(Context*) noexcept nogil>context_put)(cx)
     PyGILState_Release(state)
     return status
@@ -226,7 +207,7 @@ cdef object bound_call(BoundFunction self, PyObject* const* args, size_t nargsf,
     cdef int n_borrowed = 0
     cdef int status
     if kwnames != NULL or n != func.n_params:
-        return call_by_name(self, args, n, kwnames)
+        return slow_call(self, args, n, kwnames)
     cx = context_get(self.program)
     if cx == NULL:
         raise_status()
@@ -246,20 +227,12 @@ cdef object bound_call(BoundFunction self, PyObject* const* args, size_t nargsf,
                 value_set(cx.stack + i, VT_TENSOR, <int64_t>t)
                 n_borrowed += 1
                 continue
-        try:
-            to_value(<object>args[i], cx.stack + i)
-        except Exception as error:
-            n_converted = i
-            while i > 0:
-                i -= 1
-                value_clear(cx.stack + i)
-            context_put(cx)
-            raise argument_error(error, self, n_converted)
-    status = start(cx, func, &out, self.gil_mode)
+        slow_convert(self, cx, args, i)
+    status = invoke(cx, func, &out, self.gil_mode)
     if n_borrowed:
         return_headers(cx, args, n)
     if status != 0:
-        raise_error(self, cx)
+        slow_raise(self, cx)
     context_put(cx)
     return take_value(&out)
 
@@ -293,9 +266,17 @@ cdef void return_headers(Context* cx, PyObject* const* args, Py_ssize_t n) noexc
         used += 1
 
 
-cdef object argument_error(error, BoundFunction self, Py_ssize_t i):
-    error.add_note(f"in argument {self.param_names[i]!r} of {self.name}")
-    return error
+cdef int convert_argument(BoundFunction self, Context* cx, PyObject* const* args, Py_ssize_t i) except -1:
+    """R[i] := args[i]; on failure the arguments before it are dropped and the context is given back."""
+    try:
+        return to_value(<object>args[i], cx.stack + i)
+    except Exception as error:
+        error.add_note(f"in argument {self.param_names[i]!r} of {self.name}")
+        while i > 0:
+            i -= 1
+            value_clear(cx.stack + i)
+        context_put(cx)
+        raise
 
 
 cdef object call_by_name(BoundFunction self, PyObject* const* args, Py_ssize_t n, PyObject* kwnames):
@@ -348,6 +329,15 @@ cdef object make_bound(Program* program, VmFunc* func, str name, tuple param_nam
     f.describe = describe
     f.gil_mode = gil_mode
     return f
+
+
+# Through pointers, so that the C compiler does not inline the rare paths into bound_call and slow its entry down.
+cdef object (*slow_call)(BoundFunction, PyObject* const*, Py_ssize_t, PyObject*)
+cdef int (*slow_convert)(BoundFunction, Context*, PyObject* const*, Py_ssize_t) except -1
+cdef int (*slow_raise)(BoundFunction, Context*) except -1
+slow_call = call_by_name
+slow_convert = convert_argument
+slow_raise = raise_error
 
 
 # ---- machine ---------------------------------------------------------------------------------------------------------

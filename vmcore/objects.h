@@ -125,13 +125,20 @@ static inline void value_reset(TensorCache *cache, Value *v) {
   value_drop(cache, tag, bits);
 }
 
-/* dst := src, src becomes none, what dst held is released through the cache. */
-static inline void value_replace(TensorCache *cache, Value *dst, Value *src) {
-  uint64_t tag = src->tag, old_tag = dst->tag;
-  int64_t bits = src->bits, old_bits = dst->bits;
-  src->tag = VT_NONE;
+/* dst := the value of these words, whose reference it takes over; what dst held is released through the cache. */
+static inline void value_put(TensorCache *cache, Value *dst, uint64_t tag, int64_t bits) {
+  uint64_t old_tag = dst->tag;
+  int64_t old_bits = dst->bits;
   value_set(dst, tag, bits);
   value_drop(cache, old_tag, old_bits);
+}
+
+/* dst := src, src becomes none, what dst held is released through the cache. */
+static inline void value_replace(TensorCache *cache, Value *dst, Value *src) {
+  uint64_t tag = src->tag;
+  int64_t bits = src->bits;
+  src->tag = VT_NONE;
+  value_put(cache, dst, tag, bits);
 }
 
 /* ---- shapes, strings, arrays ---- */

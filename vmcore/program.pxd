@@ -94,6 +94,7 @@ cdef extern from "vmcore/program.h" nogil:
     void tensor_cache_clear(TensorCache* cache)
     void value_drop(TensorCache* cache, uint64_t tag, int64_t bits)
     void value_reset(TensorCache* cache, Value* v)
+    void value_put(TensorCache* cache, Value* dst, uint64_t tag, int64_t bits)
     void value_replace(TensorCache* cache, Value* dst, Value* src)
 
 

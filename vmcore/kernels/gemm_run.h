@@ -78,7 +78,7 @@ static const GemmTiles *gemm_tiles_of(int isa, int is_double) {
 static inline int64_t gemm_min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Rows of A further apart than a tile should read in place: a multiple of a page maps all rows to one L1 set. */
-static inline int gemm_stride_clashes(int64_t lda, int64_t es) { return (lda * es) % 2048 == 0; }
+static inline int gemm_stride_clashes(int64_t lda, int64_t es) { return (lda * es) % 4096 == 0; }
 
 static inline int64_t gemm_slab_stride(int64_t kc) { return (kc + 15) / 16 * 16 + 16; }
 static inline int64_t gemm_slab_bytes(int64_t kc, int64_t es) { return GEMM_MAX_ROWS * gemm_slab_stride(kc) * es; }
@@ -124,7 +124,9 @@ GEMM_DEFINE_SLAB(double, gemm_slab_f64)
 static void gemm_block(const GemmTiles *t, int64_t es, int64_t M, int64_t n, int64_t kc, const char *a, int64_t lda,
                        int trans_a, double alpha, const char *b, int64_t ldb, int64_t panel_bytes, char *c, int64_t ldc,
                        const GemmEpilogue *e, int64_t row, int64_t col, char *slab) {
-  int64_t width = 2 * t->lanes, blocks = (M + t->rows - 1) / t->rows;
+  int64_t width = 2 * t->lanes, most = t->rows;
+  if (slab && !trans_a && alpha == 1.0 && n <= 4 * width) slab = NULL, most = 7;
+  int64_t blocks = (M + most - 1) / most;
   for (int64_t i = 0, m = 0; i < blocks; ++i) {
     int64_t rows = M * (i + 1) / blocks - m;
     const char *at = a + (trans_a ? m : m * lda) * es;

@@ -41,7 +41,10 @@ typedef TILE_I TILE_NAME(ivec) __attribute__((vector_size(TILE_W * sizeof(TILE_T
     lda *= (int64_t)sizeof(TILE_T); \
     const char *a0 = (const char *)a_, *a3 = a0 + 3 * lda, *a6 = a0 + 6 * lda, *a9 = a0 + 9 * lda, *a12 = a0 + 12 * lda; \
     int64_t k = 0; \
+    const int64_t ahead = M * lda; \
     for (; k + 4 <= K; k += 4) { \
+      if ((k & 15) == 0) TILE_UNROLL for (int i = 0; i < M; ++i) \
+        __builtin_prefetch((const char *)TILE_ROW(i) + ahead, 0, 2); \
       TILE_STEP(M, V, 0) TILE_STEP(M, V, 1) TILE_STEP(M, V, 2) TILE_STEP(M, V, 3) \
       a0 += 4 * sizeof(TILE_T), a3 += 4 * sizeof(TILE_T), a6 += 4 * sizeof(TILE_T), a9 += 4 * sizeof(TILE_T); \
       a12 += 4 * sizeof(TILE_T); \

@@ -21,7 +21,7 @@
 
 VM_INLINE vf VMFN(vgelu)(vf x) { return 0.5f * x * (1.0f + VMFN(verf)(x * 0.70710678f)); }
 VM_INLINE vf VMFN(vgelu_tanh)(vf x) { /* x sigmoid(2u): exact 0 far left, where 1 + tanh(u) would cancel */
-  return x / (1.0f + VMFN(vexp)(x * (x * x * -0.07135481283f - 1.5957691216f)));
+  return x / (1.0f + VMFN(vexp)(x * (x * x * -0.0713548163f - 1.5957691216f)));
 }
 VM_INLINE vf VMFN(vsoftplus)(vf x) {
   return VMFN(vmax)(VF_SET(0.0f), x) + VMFN(vlog1p)(VMFN(vexp)(-VF_ABS(x)));

@@ -12,6 +12,7 @@ from pyvm.ir.expr import Call, Constant, Expr, ShapeExpr
 from pyvm.ir.prim import Prim, PrimExpr, sym_max
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo, dtype_name
 from pyvm.op.common import (
+    NUMERIC,
     TensorLike,
     as_prim,
     as_shape,
@@ -117,6 +118,8 @@ def arange(
 
     Source: ONNX Range.
     """
+    if dtype is not None and dtype_name(dtype) not in NUMERIC:
+        fail("arange", f"dtype {dtype}, expected a number")
     if stop is None:
         start, stop = 0, start
     if dtype is None:

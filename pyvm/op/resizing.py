@@ -110,7 +110,7 @@ def _evaluate_resize(attrs: dict[str, Any], x: np.ndarray, shape: Sequence[int])
         result = np.moveaxis((moved[..., indices] * weights).sum(axis=-1), -1, axis)
     if x.dtype.kind in "iu" and attrs["mode"] != "nearest":
         limits = np.iinfo(x.dtype)
-        result = np.clip(np.rint(result), limits.min, limits.max)
+        result = np.clip(np.trunc(result), limits.min, limits.max)
     return result.astype(x.dtype)
 
 
@@ -132,8 +132,8 @@ def scaled_size(dim: Prim, scale: float) -> Prim:
     """floor(dim * scale) for a resize; a symbolic dim takes the scale as a fraction with a small denominator."""
     if isinstance(dim, int):
         return math.floor(dim * scale)
-    ratio = Fraction(scale).limit_denominator(4096)
-    if abs(float(ratio) - scale) > 1e-6 * scale:
+    ratio = Fraction(scale).limit_denominator(100)
+    if abs(float(ratio) - scale) > 1e-7 * scale:
         fail("resize", f"scale {scale} of the symbolic dim {dim} is not a simple fraction")
     return dim * ratio.numerator // ratio.denominator
 

@@ -7,6 +7,7 @@ import inspect
 import pickle
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -279,69 +280,14 @@ def _twice(fn: Callable[..., Any], x: Expr) -> Any:
 
 
 DTYPES = ["bool", "float16", "float32", "float64"] + [f"{s}int{n}" for s in ("", "u") for n in (8, 16, 32, 64)]
-SWEPT = {  # operators whose rule admits many dtypes: every one it admits must have a kernel
-    **{
-        name: getattr(op, name)
-        for name in (
-            "relu",
-            "abs",
-            "neg",
-            "sign",
-            "square",
-            "exp",
-            "sigmoid",
-            "floor",
-            "is_nan",
-            "logical_not",
-            "bitwise_not",
-            "reduce_sum",
-            "reduce_mean",
-            "reduce_max",
-            "reduce_min",
-            "reduce_prod",
-            "reduce_l1",
-            "reduce_l2",
-            "reduce_sum_square",
-            "reduce_log_sum",
-            "reduce_log_sum_exp",
-            "reduce_all",
-            "reduce_any",
-            "argmax",
-            "argmin",
-            "cumsum",
-            "softmax",
-            "copy",
-            "transpose",
-            "global_avg_pool",
-            "is_inf",
-            "leaky_relu",
-        )
-    },
-    **{
-        name: partial(_twice, getattr(op, name))
-        for name in (
-            "add",
-            "sub",
-            "mul",
-            "div",
-            "floor_div",
-            "mod",
-            "fmod",
-            "pow",
-            "maximum",
-            "minimum",
-            "prelu",
-            "atan2",
-            "bitwise_and",
-            "left_shift",
-            "equal",
-            "not_equal",
-            "less",
-            "greater_equal",
-            "logical_and",
-            "logical_xor",
-        )
-    },
+UNARY = """relu abs neg sign square exp sigmoid floor is_nan is_inf leaky_relu logical_not bitwise_not softmax copy
+transpose trilu global_avg_pool argmax argmin cumsum reduce_sum reduce_mean reduce_max reduce_min reduce_prod reduce_l1
+reduce_l2 reduce_sum_square reduce_log_sum reduce_log_sum_exp reduce_all reduce_any""".split()
+BINARY = """add sub mul div floor_div mod fmod pow maximum minimum prelu atan2 bitwise_and left_shift equal not_equal less
+greater_equal logical_and logical_xor""".split()
+SWEPT: dict[str, Callable[[Any], Any]] = {  # every dtype that these operators admit must have a kernel
+    **{name: getattr(op, name) for name in UNARY},
+    **{name: partial(_twice, getattr(op, name)) for name in BINARY},
     "clip": lambda x: op.clip(x, 1, 2),
     "where": lambda x: op.where(np.arange(12).reshape(2, 3, 2) % 2 == 0, x, x),
     "matmul": lambda x: op.matmul(x, op.transpose(x, (0, 2, 1))),
@@ -351,7 +297,6 @@ SWEPT = {  # operators whose rule admits many dtypes: every one it admits must h
     "tile": lambda x: op.tile(x, (1, 2, 1)),
     "pad": lambda x: op.pad(x, (0, 0, 1, 0, 1, 1), value=1),
     "gather": lambda x: op.gather(x, np.array([1, 0]), 1),
-    "trilu": op.trilu,
     "topk": lambda x: op.topk(x, 2, 1),
     "nonzero": lambda x: op.nonzero(x, 12),
     "fill": lambda x: op.fill((2, 3), 1, x.struct_info.dtype),

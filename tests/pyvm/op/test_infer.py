@@ -283,8 +283,8 @@ DTYPES = ["bool", "float16", "float32", "float64"] + [f"{s}int{n}" for s in ("",
 UNARY = """relu abs neg sign square exp sigmoid floor is_nan is_inf leaky_relu logical_not bitwise_not softmax copy
 transpose trilu global_avg_pool argmax argmin cumsum reduce_sum reduce_mean reduce_max reduce_min reduce_prod reduce_l1
 reduce_l2 reduce_sum_square reduce_log_sum reduce_log_sum_exp reduce_all reduce_any""".split()
-BINARY = """add sub mul div floor_div mod fmod pow maximum minimum prelu atan2 bitwise_and left_shift equal not_equal less
-greater_equal logical_and logical_xor""".split()
+BINARY = """add sub mul div floor_div mod fmod pow maximum minimum prelu atan2 bitwise_and left_shift equal not_equal
+less greater_equal logical_and logical_xor""".split()
 SWEPT: dict[str, Callable[[Any], Any]] = {  # every dtype that these operators admit must have a kernel
     **{name: getattr(op, name) for name in UNARY},
     **{name: partial(_twice, getattr(op, name)) for name in BINARY},

@@ -1,0 +1,66 @@
+"""`python -m tests.bench [names] [--quick] [--json FILE] [--models FOLDER]`: all benchmarks, or those named.
+
+dispatch      ns per instruction, call and entry, next to TVM
+instructions  machine instructions of the same programs
+models        latency of real networks, next to ONNX Runtime
+startup       cold start, peak memory, cost of the import
+threads       throughput of two threads over one
+
+`pip install '.[bench]'` brings the peers; without them only our own figures are shown. Run it on a quiet machine: ratios
+are taken side by side, but short disturbances hit only one side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+
+from tests.bench.report import machine, save
+
+NAMES = ("dispatch", "instructions", "models", "startup", "threads")
+
+
+def main() -> int:
+    """Runs what was asked for and prints one table per benchmark."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(NAMES))
+    parser.add_argument("--quick", action="store_true", help="few repetitions: to see that it works, not to quote")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to FILE")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        metavar="FOLDER",
+        help="where the models of tests/models/fetch.py are and built ones are kept (default: $PYVM_MODELS)",
+    )
+    parser.add_argument("--only", metavar="TEXT", help="only models whose name contains TEXT")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in NAMES]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; there are: {', '.join(NAMES)}")
+    if arguments.models is not None:
+        os.environ["PYVM_MODELS"] = str(arguments.models.resolve())
+    about = machine()
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print()
+    sections = []
+    for name in arguments.names or NAMES:
+        module = importlib.import_module(f"tests.bench.{name}")
+        begin = time.perf_counter()
+        options = {"only": arguments.only} if name in ("models", "startup") else {}
+        section = module.run(arguments.quick, **options)
+        section.remarks.append(f"{time.perf_counter() - begin:.0f} s{', --quick' if arguments.quick else ''}")
+        print(section.text(), flush=True)
+        sections.append(section)
+    if arguments.json is not None:
+        save(arguments.json, about, sections)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

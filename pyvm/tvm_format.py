@@ -160,9 +160,9 @@ def aligned_bytes(nbytes: int) -> np.ndarray:
 
 
 def _read_tensor(reader: ByteReader) -> np.ndarray:
-    magic, _, device_type, device_id, ndim = reader.unpack("QQiii")
-    if magic != _TENSOR_MAGIC:
-        raise reader.fail(f"tensor magic {magic:#018x}, expected {_TENSOR_MAGIC:#018x}")
+    magic, reserved, device_type, device_id, ndim = reader.unpack("QQiii")
+    if (magic, reserved) != (_TENSOR_MAGIC, 0):
+        raise reader.fail(f"tensor magic {magic:#018x}, {reserved}; expected {_TENSOR_MAGIC:#018x}, 0")
     if (device_type, device_id) != _CPU:
         raise reader.fail(f"a tensor of device type {device_type}, id {device_id}; files hold CPU tensors, {_CPU}")
     if not 0 <= ndim <= MAX_NDIM:

@@ -34,7 +34,6 @@ import json
 import mmap
 import os
 import secrets
-import stat
 import struct
 import zlib
 from collections.abc import Callable
@@ -439,15 +438,13 @@ def load_vmx(path: str | os.PathLike[str]) -> VMExecutable:
         If it cannot be read.
     """
     with open(path, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            return read_vmx(file.read())
         descriptor = file.fileno()
+        size = os.fstat(descriptor).st_size
 
-        def weights_of(offset: int, size: int) -> np.ndarray:
+        def weights_of(offset: int, length: int) -> np.ndarray:
             mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)  # lives as long as the arrays on it
-            if offset + size > len(mapping):
-                raise FormatError(f"vmx weights section: ends at {offset + size}, the file has {len(mapping)} bytes")
-            return np.frombuffer(mapping, dtype=np.uint8, count=size, offset=offset)
+            if offset + length > len(mapping):
+                raise FormatError(f"vmx weights section: ends at {offset + length}, the file has {len(mapping)} bytes")
+            return np.frombuffer(mapping, dtype=np.uint8, count=length, offset=offset)
 
-        return _read_sections(lambda offset, size: os.pread(descriptor, size, offset), weights_of, status.st_size)
+        return _read_sections(lambda offset, n: os.pread(descriptor, n, offset), weights_of, size)

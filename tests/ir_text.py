@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -34,8 +35,8 @@ def text(module: IRModule) -> str:
     lines = []
     for line in module.script().splitlines():
         code = line.split("  #")[0].rstrip()
-        if code.strip().startswith("# "):
-            continue
+        if line.strip().startswith("# "):
+            continue  # attributes of the function
         if "ErrorContext" in code:
             code = code[: code.index('"ErrorContext')] + "ctx)"
         if code.startswith("def "):
@@ -46,4 +47,6 @@ def text(module: IRModule) -> str:
 
 def expect(module: IRModule, expected: str) -> None:
     """Asserts that `text` gives this."""
-    assert text(module) == textwrap.dedent(expected).strip()
+    got, wanted = text(module).splitlines(), textwrap.dedent(expected).strip().splitlines()
+    if got != wanted:
+        raise AssertionError("\n" + "\n".join(difflib.unified_diff(wanted, got, "expected", "got", lineterm="", n=2)))

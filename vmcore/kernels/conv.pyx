@@ -155,7 +155,7 @@ cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, in
                 e.row_bias = job.bias
                 e.relu = job.relu
             gemm_panels(job.is_double, m1 - m0, n, kc, w + k0 * es, K, panels, job.out + out_at * es, job.out_size, &e,
-                        g * job.og + m0, 0, slab)
+                        g * job.og + m0, 0, slab, columns == job.out_plane and q0 + n == columns)
             k0 += kc
         q0 += n
     return 0

@@ -19,8 +19,11 @@ cdef int gemm_isa() noexcept nogil
 """Instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512."""
 
 cdef void gemm_panels(bint is_double, int64_t M, int64_t n, int64_t kc, const void* a, int64_t lda, const void* panels,
-                      void* c, int64_t ldc, const GemmEpilogue* e, int64_t row, int64_t col, void* slab) noexcept nogil
-"""C[M, n] = A[M, kc] @ B for B packed as [panel][kc][2 * lanes]; `slab` (gemm_slab_size bytes) or NULL."""
+                      void* c, int64_t ldc, const GemmEpilogue* e, int64_t row, int64_t col, void* slab,
+                      bint last) noexcept nogil
+"""C[M, n] = A[M, kc] @ B for B packed as [panel][kc][2 * lanes]; `slab` (gemm_slab_size bytes) or NULL.
+
+`last`: these columns end the product, whatever the number of threads."""
 
 cdef int64_t gemm_slab_size(bint is_double, int64_t lda, int64_t kc) noexcept nogil
 """Bytes of scratch memory for rows of A that lie lda apart; 0: read A in place."""

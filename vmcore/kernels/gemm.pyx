@@ -19,7 +19,7 @@ cdef extern from "vmcore/kernels/gemm_run.h" nogil:
     int64_t gemm_slab_bytes(int64_t kc, int64_t es)
     void gemm_block(const GemmTiles* t, int64_t es, int64_t M, int64_t n, int64_t kc, const char* a, int64_t lda,
                     bint trans_a, double alpha, const char* b, int64_t ldb, int64_t panel_bytes, char* c, int64_t ldc,
-                    const GemmEpilogue* e, int64_t row, int64_t col, char* slab)
+                    const GemmEpilogue* e, int64_t row, int64_t col, char* slab, bint last)
     void gemm_plan(const GemmTiles* t, int64_t es, bint trans_a, bint trans_b, int64_t M, int64_t N, int64_t K,
                    double alpha, int64_t lda, GemmPlan* p)
     void gemm_run(const GemmTiles* t, const GemmPlan* p, int64_t es, bint trans_a, bint trans_b, int64_t M, int64_t N,
@@ -60,11 +60,12 @@ def _use_instruction_set(str name) -> None:
 
 
 cdef void gemm_panels(bint is_double, int64_t M, int64_t n, int64_t kc, const void* a, int64_t lda, const void* panels,
-                      void* c, int64_t ldc, const GemmEpilogue* e, int64_t row, int64_t col, void* slab) noexcept nogil:
+                      void* c, int64_t ldc, const GemmEpilogue* e, int64_t row, int64_t col, void* slab,
+                      bint last) noexcept nogil:
     cdef const GemmTiles* t = _tiles[is_double]
     cdef int64_t es = 8 if is_double else 4
     gemm_block(t, es, M, n, kc, <const char*>a, lda, False, 1.0, <const char*>panels, 2 * t.lanes,
-               kc * 2 * t.lanes * es, <char*>c, ldc, e, row, col, <char*>slab)
+               kc * 2 * t.lanes * es, <char*>c, ldc, e, row, col, <char*>slab, last)
 
 
 cdef int64_t gemm_slab_size(bint is_double, int64_t lda, int64_t kc) noexcept nogil:

@@ -101,6 +101,42 @@ static void gemm_edge_tile(const GemmTiles *t, int64_t es, int64_t rows, int64_t
   for (int64_t i = 0; i < rows; ++i) memcpy(c + i * ldc * es, out + i * width * es, (size_t)(n * es));
 }
 
+/* A few columns past the last whole vector, n_cols <= GEMM_MAX_DOTS of them: C[rows, n_cols] by dot products along K,
+ * which fill vectors where a tile would compute mostly padding (49 columns are 48 + 1). columns: [n_cols][kc]. */
+#define GEMM_MAX_DOTS 4
+#define GEMM_DEFINE_DOTS(T, NAME, LANES) \
+  typedef T NAME##_vec __attribute__((vector_size(LANES * sizeof(T)), aligned(sizeof(T)), may_alias)); \
+  VM_MULTIVERSION static void NAME(int64_t rows, int64_t n_cols, int64_t kc, const T *a, int64_t lda, \
+                                   const T *columns, T *c, int64_t ldc, const GemmEpilogue *e, int64_t row, \
+                                   int64_t col) { \
+    for (int64_t i = 0; i < rows; i += 4) { \
+      int64_t step1 = i + 1 < rows ? lda : 0, step2 = i + 2 < rows ? lda : 0, step3 = i + 3 < rows ? lda : 0; \
+      const T *a0 = a + i * lda, *a1 = a0 + step1, *a2 = a1 + step2, *a3 = a2 + step3; \
+      for (int64_t j = 0; j < n_cols; ++j) { \
+        const T *b = columns + j * kc; \
+        NAME##_vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}; \
+        T sum[4] = {0, 0, 0, 0}; \
+        int64_t k = 0; \
+        for (; k + LANES <= kc; k += LANES) { \
+          NAME##_vec x = *(const NAME##_vec *)(b + k); \
+          s0 += x * *(const NAME##_vec *)(a0 + k), s1 += x * *(const NAME##_vec *)(a1 + k); \
+          s2 += x * *(const NAME##_vec *)(a2 + k), s3 += x * *(const NAME##_vec *)(a3 + k); \
+        } \
+        for (; k < kc; ++k) sum[0] += b[k] * a0[k], sum[1] += b[k] * a1[k], sum[2] += b[k] * a2[k], sum[3] += b[k] * a3[k]; \
+        for (int l = 0; l < LANES; ++l) sum[0] += s0[l], sum[1] += s1[l], sum[2] += s2[l], sum[3] += s3[l]; \
+        for (int64_t r = 0; r < 4 && i + r < rows; ++r) { \
+          T v = sum[r], *o = c + (i + r) * ldc + j; \
+          if (e->accumulate) v += *o; \
+          if (e->row_bias) v += ((const T *)e->row_bias)[row + i + r]; \
+          if (e->col_bias) v += ((const T *)e->col_bias)[col + j]; \
+          *o = e->relu && v < 0 ? 0 : v; \
+        } \
+      } \
+    } \
+  }
+GEMM_DEFINE_DOTS(float, gemm_dots_f32, 16)
+GEMM_DEFINE_DOTS(double, gemm_dots_f64, 8)
+
 /* Copies rows x kc of op(A), scaled, into the slab. A points at its first element; trans: A is stored (K, M). */
 #define GEMM_DEFINE_SLAB(T, NAME) \
   VM_MULTIVERSION static void NAME(T *slab, int64_t stride, const T *a, int64_t lda, int trans, int64_t rows, \
@@ -119,14 +155,27 @@ static void gemm_edge_tile(const GemmTiles *t, int64_t es, int64_t rows, int64_t
 GEMM_DEFINE_SLAB(float, gemm_slab_f32)
 GEMM_DEFINE_SLAB(double, gemm_slab_f64)
 
-/* C[M, n] = op(A)[M, kc] @ panels. Panel p starts panel_bytes after panel p-1; slab may be NULL when A is read in place.
- * A tile of A stays in L1 while the panels stream from L2; both are reused, the slab for all panels. */
+/* C[M, n] = op(A)[M, kc] @ panels. Panel p starts panel_bytes after panel p-1; slab may be NULL when A is read in place;
+ * last: these are the last columns of C, whose odd ones may be done as dot products (their sums round differently, so
+ * the choice must not depend on how columns are split over threads). A tile of A stays in L1 while the panels stream from L2; both are reused, the slab for all panels. */
 static void gemm_block(const GemmTiles *t, int64_t es, int64_t M, int64_t n, int64_t kc, const char *a, int64_t lda,
                        int trans_a, double alpha, const char *b, int64_t ldb, int64_t panel_bytes, char *c, int64_t ldc,
-                       const GemmEpilogue *e, int64_t row, int64_t col, char *slab) {
-  int64_t width = 2 * t->lanes, most = t->rows;
-  if (slab && !trans_a && alpha == 1.0 && n <= 4 * width) slab = NULL, most = 7;
+                       const GemmEpilogue *e, int64_t row, int64_t col, char *slab, int last) {
+  double dots[GEMM_MAX_DOTS * GEMM_KC]; /* left uninitialised unless used */
+  int64_t width = 2 * t->lanes, most = t->rows, n_dots = 0;
+  /* Few panels do not pay for copies of A: tiles of six rows fit the ways of one L1 set. */
+  if (slab && !trans_a && alpha == 1.0 && n <= 4 * width) slab = NULL, most = gemm_min(most, 6);
   int64_t blocks = (M + most - 1) / most;
+  if (last && n > t->lanes && kc <= GEMM_KC && n % t->lanes * 4 <= t->lanes) {
+    n_dots = n % t->lanes;
+    n -= n_dots;
+    const char *tail = b + n / width * panel_bytes + n % width * es;
+    for (int64_t j = 0; j < n_dots; ++j)
+      for (int64_t k = 0; k < kc; ++k) {
+        if (es == 4) ((float *)dots)[j * kc + k] = ((const float *)(tail + k * ldb * es))[j];
+        else dots[j * kc + k] = ((const double *)(tail + k * ldb * es))[j];
+      }
+  }
   for (int64_t i = 0, m = 0; i < blocks; ++i) {
     int64_t rows = M * (i + 1) / blocks - m;
     const char *at = a + (trans_a ? m : m * lda) * es;
@@ -146,6 +195,11 @@ static void gemm_block(const GemmTiles *t, int64_t es, int64_t M, int64_t n, int
       t->tile[rows][0](kc, at, at_stride, bp, ldb, cm + j * es, ldc, e, row + m, col + j);
     else if (n > j)
       gemm_edge_tile(t, es, rows, n - j, kc, at, at_stride, bp, ldb, cm + j * es, ldc, e, row + m, col + j);
+    if (n_dots && es == 4)
+      gemm_dots_f32(rows, n_dots, kc, (const float *)at, at_stride, (const float *)dots, (float *)cm + n, ldc, e, row + m,
+                    col + n);
+    else if (n_dots)
+      gemm_dots_f64(rows, n_dots, kc, (const double *)at, at_stride, dots, (double *)cm + n, ldc, e, row + m, col + n);
     m += rows;
   }
 }
@@ -232,11 +286,11 @@ static void gemm_run(const GemmTiles *t, const GemmPlan *p, int64_t es, int tran
   if (p->direct) {
     int64_t whole = N / width * width;
     if (whole)
-      gemm_block(t, es, M, whole, K, a, lda, trans_a, alpha, b, ldb, width * es, c, ldc, &e, 0, 0, slab);
+      gemm_block(t, es, M, whole, K, a, lda, trans_a, alpha, b, ldb, width * es, c, ldc, &e, 0, 0, slab, 0);
     if (N > whole) {
       gemm_pack(es, panels, b + whole * es, ldb, 0, K, N - whole, width);
       gemm_block(t, es, M, N - whole, K, a, lda, trans_a, alpha, panels, width, 0, c + whole * es, ldc, &e, 0, whole,
-                 slab);
+                 slab, 0);
     }
     return;
   }
@@ -249,7 +303,7 @@ static void gemm_run(const GemmTiles *t, const GemmPlan *p, int64_t es, int tran
       if (k0 + kc < K) part.row_bias = part.col_bias = NULL, part.relu = 0;
       gemm_pack(es, panels, b + (trans_b ? n0 * ldb + k0 : k0 * ldb + n0) * es, ldb, trans_b, kc, n, width);
       gemm_block(t, es, M, n, kc, a + (trans_a ? k0 * lda : k0) * es, lda, trans_a, alpha, panels, width,
-                 kc * width * es, c + n0 * es, ldc, &part, 0, n0, slab);
+                 kc * width * es, c + n0 * es, ldc, &part, 0, n0, slab, n0 + n == N);
       k0 += kc;
     } while (k0 < K);
   }

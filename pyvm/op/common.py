@@ -12,12 +12,13 @@ from pyvm.ir.expr import Call, Constant, Expr, PrimValue, ShapeExpr, Tuple, Tupl
 from pyvm.ir.prim import Prim, PrimExpr, bounds, free_vars, prove_equal, substitute
 from pyvm.ir.struct_info import ShapeStructInfo, StructInfo, TensorStructInfo, TupleStructInfo
 from pyvm.op.registry import Decompose, KernelCall, Lowered, Op, register_op
-from vmcore.errors import CompileError
+from vmcore.errors import ArgumentValueError, CompileError
 
 Shape = tuple[Prim, ...]
 TensorLike = Expr | np.ndarray | int | float | bool
 
-FLOAT = frozenset({"float16", "bfloat16", "float32", "float64"})
+HALF = frozenset({"float16", "bfloat16"})
+FLOAT = HALF | {"float32", "float64"}
 SIGNED = frozenset({"int8", "int16", "int32", "int64"})
 UNSIGNED = frozenset({"uint8", "uint16", "uint32", "uint64"})
 INTEGER = SIGNED | UNSIGNED
@@ -95,14 +96,6 @@ def shape_arg_ndim(call: Call, index: int) -> int:
     info = call.args[index].struct_info
     assert isinstance(info, ShapeStructInfo)
     return info.ndim
-
-
-def int_shape_arg(call: Call, index: int) -> tuple[int, ...]:
-    """Values of the shape argument `index`, which must be constant."""
-    values = shape_arg(call, index)
-    if values is None or not all(isinstance(v, int) for v in values):
-        fail(call.op.name, f"argument {index} must be constant, got {show_shape(values)}")
-    return tuple(int(v) for v in values)  # type: ignore[arg-type]
 
 
 def known_tensor(x: Expr) -> TensorStructInfo | None:
@@ -271,7 +264,12 @@ def as_expr(value: TensorLike, dtype: str | None = None) -> Expr:
         return value
     if isinstance(value, np.ndarray):
         return Constant(value)
-    return Constant(np.asarray(value, dtype=dtype))
+    if dtype in INTEGER and isinstance(value, (float, np.floating)) and not float(value).is_integer():
+        raise CompileError(f"the number {value} next to a tensor of {dtype} is not an integer; cast the tensor")
+    try:
+        return Constant(np.asarray(value, dtype=dtype))
+    except OverflowError as error:
+        raise CompileError(f"the number {value} next to a tensor of {dtype} is out of its range") from error
 
 
 def as_exprs(*values: TensorLike) -> list[Expr]:
@@ -319,6 +317,8 @@ def reference(evaluate: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a numpy reference: no floating point warnings, arrays contiguous, never a numpy scalar."""
 
     def run(attrs: dict[str, Any], *args: Any) -> Any:
+        if "dtype" in attrs:
+            _check_numpy_has(attrs["dtype"])
         with np.errstate(all="ignore"):
             result = evaluate(attrs, *args)
         if isinstance(result, tuple) and result and isinstance(result[0], np.ndarray):
@@ -331,6 +331,13 @@ def reference(evaluate: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _check_numpy_has(dtype: str) -> None:
+    try:
+        np.dtype(dtype)
+    except TypeError as error:  # bfloat16, unless another package has added it
+        raise ArgumentValueError(f"numpy has no dtype {dtype}") from error
+
+
 def lower_to_kernel(name: str, inplace: tuple[int, ...] = ()) -> Callable[[Call], Lowered]:
     """Lowering to `kernel.<name>(inputs..., outputs...)`."""
 
@@ -338,9 +345,6 @@ def lower_to_kernel(name: str, inplace: tuple[int, ...] = ()) -> Callable[[Call]
         return KernelCall(f"kernel.{name}", list(call.args), inplace)
 
     return lower
-
-
-HALF = frozenset({"float16", "bfloat16"})
 
 
 def in_float32(lower: Callable[[Call], Lowered]) -> Callable[[Call], Lowered]:

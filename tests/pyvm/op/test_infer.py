@@ -52,6 +52,8 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     ),
     (lambda: op.mul(tensor(2, 4), tensor(3, 4)), r"mul: shapes \(2, 4\) and \(3, 4\).*2 and 3 at axis -2 differ"),
     (lambda: op.add(tensor(2), tensor(2, dtype="int64")), r"add: .*different dtypes \(float32, int64\)"),
+    (lambda: op.add(tensor(2, dtype="int64"), 1.5), r"the number 1.5 next to a tensor of int64 is not an integer"),
+    (lambda: op.add(tensor(2, dtype="int8"), 200), r"the number 200 next to a tensor of int8 is out of its range"),
     (lambda: op.exp(tensor(2, dtype="int32")), r"exp: x has dtype int32, expected one of bfloat16, float16"),
     (lambda: op.relu(ShapeExpr((1, 2))), r"relu: argument 0 must be a tensor"),
     (lambda: op.where(tensor(2), 1.0, tensor(2)), r"where: cond has dtype float32"),

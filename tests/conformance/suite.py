@@ -51,6 +51,7 @@ class Outcome:
     case: str
     status: str
     reason: str = ""
+    op_types: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -153,23 +154,28 @@ def evaluated(model: onnx.ModelProto) -> Callable[[Sequence[np.ndarray]], Sequen
 
 def run_case(case: Case, engine: Engine) -> Outcome:
     """Runs a case and says what became of it."""
+    status, reason = _status(case, engine)
+    return Outcome(case.name, status, reason, frozenset(case.op_types()))
+
+
+def _status(case: Case, engine: Engine) -> tuple[str, str]:
     why = next((reason for pattern, reason in EXCLUSIONS.items() if fnmatch.fnmatchcase(case.name, pattern)), None)
     try:
         _run(case, engine)
     except UnsupportedOpError as error:
-        return Outcome(case.name, "excluded", f"operator: {_operators(str(error))}")
+        return "excluded", f"operator: {_operators(str(error))}"
     except FrontendError as error:
         if why is not None:
-            return Outcome(case.name, "excluded", why)
+            return "excluded", why
         kind = _missing_type(str(error))
-        return Outcome(case.name, "excluded", kind) if kind else Outcome(case.name, "failed", _brief(error))
+        return ("excluded", kind) if kind else ("failed", _brief(error))
     except Exception as error:
         if why is not None:
-            return Outcome(case.name, "excluded", why)
-        return Outcome(case.name, "failed", _brief(error))
+            return "excluded", why
+        return "failed", _brief(error)
     if why is not None:
-        return Outcome(case.name, "failed", f"passes, but exclusions.py says: {why}")
-    return Outcome(case.name, "passed")
+        return "failed", f"passes, but exclusions.py says: {why}"
+    return "passed", ""
 
 
 def _run(case: Case, engine: Engine) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-try:
-    from vmcore.kernels.direct import call_kernel
-except ImportError:
-    call_kernel = None
+from vmcore.kernels.direct import call_kernel
 
 
 class _Kernels(Mapping[str, Callable[..., Any]]):
+    """Answers for every name that begins with "kernel."; the kernel is looked up when it is called."""
+
     def __getitem__(self, name: str) -> Callable[..., Any]:
         if not name.startswith("kernel."):
             raise KeyError(name)
@@ -27,4 +26,4 @@ class _Kernels(Mapping[str, Callable[..., Any]]):
         return 0
 
 
-NATIVE: Mapping[str, Callable[..., Any]] | None = None if call_kernel is None else _Kernels()
+NATIVE: Mapping[str, Callable[..., Any]] = _Kernels()

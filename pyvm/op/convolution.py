@@ -77,13 +77,18 @@ def static_window_counts(op: str, dims: Sequence[int], kernel: Sequence[int], at
 
 
 def check_window(op: str, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> None:
+    """Raise unless all three are positive."""
     for what, values in (("kernel", kernel), ("strides", strides), ("dilations", dilations)):
         if any(v < 1 for v in values):
             fail(op, f"{what} {tuple(values)} must be positive")
 
 
 def pads_of(op: str, pads: Ints, n_spatial: int) -> tuple[int, ...]:
-    return int_tuple(op, "pads", pads, 2 * n_spatial)
+    """`pads` as one value per side of every spatial axis, none negative."""
+    result = int_tuple(op, "pads", pads, 2 * n_spatial)
+    if any(p < 0 for p in result):
+        fail(op, f"pads {result} must not be negative")
+    return result
 
 
 def taps_of(

@@ -131,7 +131,7 @@ def arange(
 
 
 def _range_size(start: Prim | float, stop: Prim | float, step: int | float) -> Prim:
-    """max(0, ceil((stop - start) / step)). A symbolic bound is taken to leave no less than 0."""
+    """max(0, ceil((stop - start) / step)). Symbolic dims are taken to be at least 1."""
     if isinstance(start, float) or isinstance(stop, float) or isinstance(step, float):
         if isinstance(start, PrimExpr) or isinstance(stop, PrimExpr):
             fail("arange", f"{start}, {stop}, {step}: a symbolic bound next to a float")

@@ -343,19 +343,20 @@ def _contract(equation: str, a: Expr, a_labels: str, b: Expr, b_labels: str, kee
         wide_b = _transposed(b, b_labels, "".join(label for label in labels if label in b_labels))
         a_dims = [*a_shape, *[1] * (len(labels) - len(a_labels))]
         b_dims: list[Prim] = [b_shape[b_labels.index(label)] if label in b_labels else 1 for label in labels]
-        return mul(reshape(a, a_dims), reshape(wide_b, b_dims)), labels
+        return mul(reshape(a, a_dims, allow_zero=True), reshape(wide_b, b_dims, allow_zero=True)), labels
     batch = "".join(label for label in shared if label in keep)
     inner = "".join(label for label in shared if label not in keep)
     rows = "".join(label for label in a_labels if label not in b_labels)
     cols = "".join(label for label in b_labels if label not in a_labels)
     lhs = _grouped(_transposed(a, a_labels, batch + rows + inner), [batch, rows, inner], sizes)
     rhs = _grouped(_transposed(b, b_labels, batch + inner + cols), [batch, inner, cols], sizes)
-    result = matmul(lhs, rhs)
-    return reshape(result, [sizes[label] for label in batch + rows + cols]), batch + rows + cols
+    labels = batch + rows + cols
+    return reshape(matmul(lhs, rhs), [sizes[label] for label in labels], allow_zero=True), labels
 
 
 def _grouped(x: Expr, groups: Sequence[str], sizes: dict[str, Prim]) -> Expr:
     """`x` with one axis per group of labels; the first group, of batch labels, keeps its axes."""
     batch, first, second = groups
     dims = [sizes[label] for label in batch]
-    return reshape(x, [*dims, product(sizes[c] for c in first), product(sizes[c] for c in second)])
+    shape = [*dims, product(sizes[c] for c in first), product(sizes[c] for c in second)]
+    return reshape(x, shape, allow_zero=True)

@@ -362,6 +362,16 @@ case(
     onnx="MatMulInteger",
 )
 case(
+    "matmul_integer-per-row-and-column",
+    op.matmul_integer,
+    i(3, 4, dtype="uint8", low=0),
+    i(4, 5, dtype="int8"),
+    i(3, dtype="uint8", low=0),
+    i(5, dtype="int8"),
+    sym=("n,4", "4,m", "n", "m"),
+    oracle=lambda a, b, p, q: ((a.astype(np.int32) - p[:, None]) @ (b.astype(np.int32) - q)).astype(np.int32),
+)
+case(
     "matmul_integer-no-zero",
     op.matmul_integer,
     i(2, 3, 4, dtype="uint8", low=0),
@@ -390,6 +400,8 @@ for _eq, _shapes, _sym in (
         attrs={"equation": _eq},
         tolerance=5e-6,
     )
+
+case("einsum-empty", lambda *x: op.einsum("bij,bjk->bik", *x), f(2, 0, 3), f(2, 3, 4), oracle=np.matmul)
 
 # --- convolution, pooling ---------------------------------------------------------------------------------------------
 

@@ -79,6 +79,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: op.conv(tensor(1, 3, 8, 8), tensor(4, 3, 3, 3), tensor(5)), r"conv: bias \(5\) for 4 output channels"),
     (lambda: op.conv(tensor(1, 3, 8, 8), tensor(4, 3, 3, 3), pads=(1, 1)), r"pads \(1, 1\) has 2 values, expected 4"),
     (lambda: op.conv(tensor(1, 3, 8, 8), tensor(4, 3, 3, 3), strides=0), r"strides \(0, 0\) must be positive"),
+    (lambda: op.max_pool(tensor(1, 3, 8), (3,), pads=(1, -1)), r"max_pool: pads \(1, -1\) must not be negative"),
     (lambda: op.conv(tensor(1, 3), tensor(4, 3)), r"conv: x has 2 dimensions"),
     (lambda: op.max_pool(tensor(1, 3, 8), (3, 3)), r"max_pool: x has 3 dimensions \(1, 3, 8\), expected 4"),
     (lambda: op.batch_norm(tensor(1, 3, 8), *[tensor(4)] * 4), r"batch_norm: argument 1 \(4\) for 3 channels"),

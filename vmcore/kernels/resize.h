@@ -11,14 +11,15 @@
 
 enum { RESIZE_NEAREST = 0, RESIZE_LINEAR = 1, RESIZE_CUBIC = 2 };
 
-/* Where position i of the output lies in the input. Source: ONNX Resize, coordinate_transformation_mode. */
-static double resize_source(int coord, double i, double scale, double n_in, double n_out) {
+/* Where position i of the output lies in the input, in float32 like ONNX Runtime, so that nearest neighbours at ties
+ * are the same. Source: ONNX Resize, coordinate_transformation_mode. */
+static float resize_source(int coord, float i, float scale, float n_in, float n_out) {
   switch (coord) {
     case 1: return i / scale;
     case 2: return n_out > 1 ? i * (n_in - 1) / (n_out - 1) : 0;
-    case 3: return n_out > 1 ? (i + 0.5) / scale - 0.5 : 0;
-    case 4: return n_in / 2 * (1 - n_out / (scale * n_in)) + (i + 0.5) / scale - 0.5;
-    default: return (i + 0.5) / scale - 0.5;
+    case 3: return n_out > 1 ? (i + 0.5f) / scale - 0.5f : 0;
+    case 4: return n_in / 2 * (1 - n_out / (scale * n_in)) + (i + 0.5f) / scale - 0.5f;
+    default: return (i + 0.5f) / scale - 0.5f;
   }
 }
 
@@ -28,7 +29,7 @@ static inline int64_t resize_clamp(double at, int64_t n) { return at > 0 ? (at <
 static void resize_taps(int mode, int coord, int nearest, double cubic_a, double scale, int64_t n_in, int64_t n_out,
                         int64_t *taps, double *weights) {
   for (int64_t i = 0; i < n_out; ++i) {
-    double at = resize_source(coord, (double)i, scale, (double)n_in, (double)n_out), low = floor(at), f = at - low;
+    double at = resize_source(coord, (float)i, (float)scale, (float)n_in, (float)n_out), low = floor(at), f = at - low;
     if (mode == RESIZE_NEAREST) {
       double whole = nearest == 0 ? ceil(at - 0.5) : nearest == 1 ? floor(at + 0.5) : nearest == 2 ? low : ceil(at);
       taps[i] = resize_clamp(whole, n_in);

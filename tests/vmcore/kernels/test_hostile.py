@@ -75,7 +75,7 @@ print("ran", ran)
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_random_arguments(seed: int, run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    result = run_python("-W", "ignore", "-c", SCRIPT, str(seed), "60000", cwd=tmp_path)
+    result = run_python("-W", "ignore", "-c", SCRIPT, str(seed), "20000", cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     assert int(result.stdout.split()[1]) > 100
 
@@ -85,8 +85,6 @@ def test_wrong_counts_and_kinds(name: str) -> None:
     x = np.ones((2, 2), np.float32)
     strided = np.ones((4, 4), np.float32)[::2, ::2]
     for args in ((), (x,) * 12, (1,), ("text",) * 3, (None, None), (None,) * 4, (1.5,) * 5, (strided,) * 2, (strided, 0, strided)):
-        if name == "kernel.nonzero_count" and args == (x,):
-            continue
         with pytest.raises(errors.ExecutionError):
             call_kernel(name, *args)
 

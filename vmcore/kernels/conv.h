@@ -64,51 +64,60 @@ CONV_DEFINE_PACK(double, conv_pack_f64)
 /* ---- direct: few input channels per output -------------------------------------------------------------------------- */
 
 /* One output channel over `rows` rows of a band: out = bias + sum over channels and taps of weight * stream, then relu.
- * Rows at least one vector long are done in place, the last vector overlapping the one before it; shorter rows are
- * done as one stream over the padded rows into `line` (whose gaps are dropped), so that narrow maps fill vectors too. */
-#define CONV_DEFINE_DIRECT(T, NAME, LANES) \
+ * Four vectors at a time; at the end of a row they overlap. Rows shorter than a vector are done as one stream over all
+ * padded rows into `line` (whose gaps are dropped), so that narrow maps fill vectors too. */
+#define CONV_RELU(v, I) ((__typeof__(v))((I)(v) & ~(I)((v) < (__typeof__(v)){0})))
+#define CONV_DEFINE_DIRECT(T, I, NAME, LANES) \
+  typedef I NAME##_mask __attribute__((vector_size(LANES * sizeof(T)))); \
   typedef T NAME##_vec __attribute__((vector_size(LANES * sizeof(T)), aligned(sizeof(T)), may_alias)); \
   VM_MULTIVERSION static void NAME(const Planes *p, const int64_t *taps, const T *planes, int64_t n_channels, \
                                    const T *weights, T bias, int relu, int64_t rows, int64_t columns, T *out, \
                                    T *line) { \
     int64_t n_taps = p->taps, pitch = p->len[2], narrow = columns < LANES; \
-    int64_t n = narrow ? (rows - 1) * pitch + columns : columns; \
+    int64_t n = narrow ? ((rows - 1) * pitch + columns + 4 * LANES - 1) / (4 * LANES) * (4 * LANES) : columns; \
+    NAME##_vec zero = {0}; \
     for (int64_t r = 0; r < (narrow ? 1 : rows); ++r) { \
       const T *src = planes + r * pitch; \
       T *dst = narrow ? line : out + r * columns; \
-      for (int64_t i = 0; i < n;) { \
-        if (i + 4 * LANES <= n || narrow) { \
-          NAME##_vec a0 = (NAME##_vec){0} + bias, a1 = a0, a2 = a0, a3 = a0; \
-          for (int64_t c = 0; c < n_channels; ++c) \
+      for (int64_t i = 0; i < n; i += 4 * LANES) { \
+        int64_t i1 = planes_min(i + LANES, n - LANES), i2 = planes_min(i + 2 * LANES, n - LANES); \
+        int64_t i0 = planes_min(i, n - LANES), i3 = planes_min(i + 3 * LANES, n - LANES); \
+        NAME##_vec a0 = zero + bias, a1 = a0, a2 = a0, a3 = a0; \
+        for (int64_t c = 0; c < n_channels; ++c) { \
+          const T *channel = src + c * p->channel_step, *k = weights + c * n_taps; \
+          if (i0 + LANES >= n) { /* one vector is left */ \
+            for (int64_t t = 0; t < n_taps; ++t) a0 += k[t] * *(const NAME##_vec *)(channel + taps[t] + i0); \
+          } else { \
             for (int64_t t = 0; t < n_taps; ++t) { \
-              const NAME##_vec *s = (const NAME##_vec *)(src + c * p->channel_step + taps[t] + i); \
-              T x = weights[c * n_taps + t]; \
-              a0 += x * s[0], a1 += x * s[1], a2 += x * s[2], a3 += x * s[3]; \
+              const T *s = channel + taps[t]; \
+              T x = k[t]; \
+              a0 += x * *(const NAME##_vec *)(s + i0), a1 += x * *(const NAME##_vec *)(s + i1); \
+              a2 += x * *(const NAME##_vec *)(s + i2), a3 += x * *(const NAME##_vec *)(s + i3); \
             } \
-          NAME##_vec *o = (NAME##_vec *)(dst + i); \
-          o[0] = a0, o[1] = a1, o[2] = a2, o[3] = a3; \
-          i += 4 * LANES; \
-        } else { \
-          if (i + LANES > n) i = n - LANES; \
-          NAME##_vec a0 = (NAME##_vec){0} + bias; \
-          for (int64_t c = 0; c < n_channels; ++c) \
-            for (int64_t t = 0; t < n_taps; ++t) \
-              a0 += weights[c * n_taps + t] * *(const NAME##_vec *)(src + c * p->channel_step + taps[t] + i); \
-          *(NAME##_vec *)(dst + i) = a0; \
-          i += LANES; \
+          } \
+        } \
+        if (relu) { \
+          a0 = CONV_RELU(a0, NAME##_mask), a1 = CONV_RELU(a1, NAME##_mask); \
+          a2 = CONV_RELU(a2, NAME##_mask), a3 = CONV_RELU(a3, NAME##_mask); \
+        } \
+        *(NAME##_vec *)(dst + i0) = a0; \
+        if (i0 + LANES < n) { \
+          *(NAME##_vec *)(dst + i1) = a1, *(NAME##_vec *)(dst + i2) = a2, *(NAME##_vec *)(dst + i3) = a3; \
         } \
       } \
     } \
-    if (narrow) \
-      for (int64_t r = 0; r < rows; ++r) \
-        for (int64_t i = 0; i < columns; ++i) out[r * columns + i] = line[r * pitch + i]; \
-    if (relu) \
-      for (int64_t i = 0; i < rows * columns; ++i) out[i] = out[i] < 0 ? 0 : out[i]; \
+    if (narrow) { \
+      /* a whole vector overruns into rows that follow, as long as it ends inside the last one */ \
+      int64_t whole = rows + 1 - (LANES + columns - 1) / columns, r = 0; \
+      for (; r < whole; ++r, out += columns, line += pitch) *(NAME##_vec *)out = *(const NAME##_vec *)line; \
+      for (; r < rows; ++r, out += columns, line += pitch) \
+        for (int64_t i = 0; i < columns; ++i) out[i] = line[i]; \
+    } \
   }
 #define CONV_LANES_F32 16
 #define CONV_LANES_F64 8
-CONV_DEFINE_DIRECT(float, conv_direct_f32, CONV_LANES_F32)
-CONV_DEFINE_DIRECT(double, conv_direct_f64, CONV_LANES_F64)
+CONV_DEFINE_DIRECT(float, int32_t, conv_direct_f32, CONV_LANES_F32)
+CONV_DEFINE_DIRECT(double, int64_t, conv_direct_f64, CONV_LANES_F64)
 
 /* The same for one channel and a 3 x 3 window without gaps (stride 1, dilation 1): each input row is loaded once and
  * used for the three output rows that it touches. columns >= lanes. */

@@ -71,6 +71,7 @@ ctypedef struct ConvJob:
     int64_t n_bands, m_parts, n_units, pieces
     int64_t kc, nc, K
     const char* x
+    const char* x_end
     const char* weights
     const char* bias  # NULL: none
     char* out
@@ -113,28 +114,28 @@ cdef void _finish_rows(const ConvJob* job) noexcept nogil:
 
 
 cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, int64_t oh, int64_t rows, int64_t m0,
-                    int64_t m1) noexcept nogil:
+                    int64_t m1, const int64_t* taps) noexcept nogil:
     """im2col and product for output channels [m0, m1) of group g in one band."""
     cdef int64_t es = job.es, K = job.K, width = 2 * gemm_tiles(job.is_double).lanes
     cdef int64_t columns = rows * job.w.out[2], n, q0, k0, kc, slab_bytes, out_at
     cdef int64_t n_most = _ceil_div(min(columns, job.nc), width) * width
     cdef char* planes = <char*>workspace(SLOT_PLANES, <size_t>((job.cg * job.p.channel_step + PLANES_SLACK) * es))
     cdef char* panels = <char*>workspace(SLOT_PANELS, <size_t>(n_most * job.kc * es + 128))
-    cdef int64_t* taps = <int64_t*>workspace(SLOT_TABLES, <size_t>job.p.taps * sizeof(int64_t))
     cdef char* slab = NULL
     cdef const char* w
     cdef GemmEpilogue e
     slab_bytes = gemm_slab_size(job.is_double, K, job.kc)
     if slab_bytes:
         slab = <char*>workspace(SLOT_TILES, <size_t>slab_bytes)
-    if planes == NULL or panels == NULL or taps == NULL or (slab_bytes and slab == NULL):
+    if planes == NULL or panels == NULL or (slab_bytes and slab == NULL):
         return -1
-    planes_taps(&job.w, &job.p, taps)
     w = job.x + (image * job.group + g) * job.cg * job.in_size * es
     if job.is_double:
-        planes_fill_f64(&job.w, &job.p, <const double*>w, job.cg, od, oh, rows, 0, <double*>planes)
+        planes_fill_f64(&job.w, &job.p, <const double*>w, <const double*>job.x_end, job.cg, od, oh, rows, 0,
+                        <double*>planes)
     else:
-        planes_fill_f32(&job.w, &job.p, <const float*>w, job.cg, od, oh, rows, 0, <float*>planes)
+        planes_fill_f32(&job.w, &job.p, <const float*>w, <const float*>job.x_end, job.cg, od, oh, rows, 0,
+                        <float*>planes)
     w = job.weights + (g * job.og + m0) * K * es
     e.col_bias = NULL
     q0 = 0
@@ -161,25 +162,25 @@ cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, in
     return 0
 
 
-cdef int _direct_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, int64_t oh,
-                      int64_t rows) noexcept nogil:
+cdef int _direct_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, int64_t oh, int64_t rows,
+                      const int64_t* taps) noexcept nogil:
     """Direct sums for the output channels of group g in one band."""
     cdef int64_t es = job.es, o, channel, columns = job.w.out[2], at
     cdef int64_t line_elems = (rows * job.p.len[2] + 63) // 64 * 64 + 64
     cdef char* planes = <char*>workspace(SLOT_PLANES, <size_t>((job.cg * job.p.channel_step + PLANES_SLACK) * es))
-    cdef int64_t* taps = <int64_t*>workspace(SLOT_TABLES, <size_t>job.p.taps * sizeof(int64_t))
     cdef char* line = <char*>workspace(SLOT_PANELS, <size_t>(line_elems * es))
     cdef bint plain_3x3 = job.cg == 1 and job.w.kernel[0] == 1 and job.w.kernel[1] == 3 and job.w.kernel[2] == 3 and \
         job.w.stride[1] == 1 and job.w.stride[2] == 1 and job.w.dilation[1] == 1 and job.w.dilation[2] == 1 and \
         columns >= (CONV_LANES_F64 if job.is_double else CONV_LANES_F32)
     cdef const char* x = job.x + (image * job.group + g) * job.cg * job.in_size * es
-    if planes == NULL or taps == NULL or line == NULL:
+    if planes == NULL or line == NULL:
         return -1
-    planes_taps(&job.w, &job.p, taps)
     if job.is_double:
-        planes_fill_f64(&job.w, &job.p, <const double*>x, job.cg, od, oh, rows, 0, <double*>planes)
+        planes_fill_f64(&job.w, &job.p, <const double*>x, <const double*>job.x_end, job.cg, od, oh, rows, 0,
+                        <double*>planes)
     else:
-        planes_fill_f32(&job.w, &job.p, <const float*>x, job.cg, od, oh, rows, 0, <float*>planes)
+        planes_fill_f32(&job.w, &job.p, <const float*>x, <const float*>job.x_end, job.cg, od, oh, rows, 0,
+                        <float*>planes)
     for o in range(job.og):
         channel = g * job.og + o
         at = (image * job.group * job.og + channel) * job.out_size + od * job.out_plane + oh * columns
@@ -220,7 +221,14 @@ cdef void _conv_piece(void* ctx, int64_t piece) noexcept nogil:
     cdef ConvJob* job = <ConvJob*>ctx
     cdef int64_t unit, rest, part, band, od, g, image, oh, rows
     cdef int64_t first = job.n_units * piece // job.pieces, last = job.n_units * (piece + 1) // job.pieces
+    cdef int64_t* taps = NULL
     cdef int status
+    if not job.slow:
+        taps = <int64_t*>workspace(SLOT_TABLES, <size_t>job.p.taps * sizeof(int64_t))
+        if taps == NULL:
+            job.failed = 1
+            return
+        planes_taps(&job.w, &job.p, taps)
     for unit in range(first, last):
         if job.slow:
             status = _slow_unit(job, unit // job.group, unit % job.group)
@@ -232,10 +240,10 @@ cdef void _conv_piece(void* ctx, int64_t piece) noexcept nogil:
             oh = job.w.out[1] * band // job.n_bands
             rows = job.w.out[1] * (band + 1) // job.n_bands - oh
             if job.direct:
-                status = _direct_unit(job, image, g, od, oh, rows)
+                status = _direct_unit(job, image, g, od, oh, rows, taps)
             else:
                 status = _gemm_unit(job, image, g, od, oh, rows, job.og * part // job.m_parts,
-                                    job.og * (part + 1) // job.m_parts)
+                                    job.og * (part + 1) // job.m_parts, taps)
         if status != 0:
             job.failed = 1
             return
@@ -371,7 +379,7 @@ cdef int _conv_args(const char* op, const Value* args, ConvJob* job, ArgTensor* 
     job.es = x.itemsize
     job.n_batch = x.shape[0]
     job.group = group
-    job.x, job.weights, job.out = x.data, w.data, out.data
+    job.x, job.x_end, job.weights, job.out = x.data, x.data + x.nbytes, w.data, out.data
     job.bias = bias.data if has_bias else NULL
     return 0
 

@@ -85,48 +85,70 @@ static void planes_taps(const Window *w, const Planes *p, int64_t *offsets) {
 }
 
 /* Copies what a band (output plane od, output rows from oh on, `rows` of them) reads of n_channels channels; positions
- * outside the input become `fill`. x points at the first channel. */
-#define PLANES_DEFINE(T, NAME) \
-  VM_MULTIVERSION static void NAME(const Window *w, const Planes *p, const T *x, int64_t n_channels, int64_t od, \
-                                   int64_t oh, int64_t rows, T fill, T *buffer) { \
-    int64_t in_hw = w->in[1] * w->in[2], in_size = w->in[0] * in_hw; \
-    int64_t used = rows + p->axis[1].shift, stride = w->stride[2]; \
+ * outside the input become `fill`. x points at the first channel, x_end past the last element of the whole tensor.
+ *
+ * The buffer is written in ascending order, so rows are moved and filled in whole vectors that overrun into what is
+ * written next, as long as what they read lies inside the tensor; the last rows of the tensor go element by element.
+ */
+#if defined(__clang__)
+#define PLANES_EVEN(a, b, index, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PLANES_EVEN(a, b, index, ...) __builtin_shuffle(a, b, index)
+#endif
+#define PLANES_DEFINE(T, I, NAME, ...) \
+  typedef T NAME##_vec __attribute__((vector_size(64), aligned(sizeof(T)), may_alias)); \
+  typedef I NAME##_index __attribute__((vector_size(64), unused)); \
+  VM_MULTIVERSION static void NAME(const Window *w, const Planes *p, const T *x, const T *x_end, int64_t n_channels, \
+                                   int64_t od, int64_t oh, int64_t rows, T fill, T *buffer) { \
+    enum { LANES = 64 / sizeof(T) }; \
+    const NAME##_index even __attribute__((unused)) = {__VA_ARGS__}; \
+    int64_t in_hw = w->in[1] * w->in[2], in_size = w->in[0] * in_hw, n = p->len[2], used = rows + p->axis[1].shift; \
+    int64_t n_d = p->axis[0].n_phases, n_h = p->axis[1].n_phases, n_w = p->axis[2].n_phases, stride = w->stride[2]; \
+    NAME##_vec fills = (NAME##_vec){0} + fill; \
     for (int64_t c = 0; c < n_channels; ++c, x += in_size, buffer += p->channel_step) { \
       T *o = buffer; \
-      for (int64_t pd = 0; pd < p->axis[0].n_phases; ++pd) \
-        for (int64_t ph = 0; ph < p->axis[1].n_phases; ++ph) \
-          for (int64_t pw = 0; pw < p->axis[2].n_phases; ++pw) { \
-            int64_t phase_d = pd * w->dilation[0] % w->stride[0], phase_h = ph * w->dilation[1] % w->stride[1]; \
-            int64_t start = pw * w->dilation[2] % stride - w->pad[2], n = p->len[2]; \
-            int64_t first = start >= 0 ? 0 : planes_min(n, (-start + stride - 1) / stride); \
-            int64_t last = start >= w->in[2] ? 0 : planes_min(n, (w->in[2] - start + stride - 1) / stride); \
-            if (last < first) last = first; \
-            for (int64_t d = 0; d < p->len[0]; ++d) { \
-              int64_t id = (od + d) * w->stride[0] + phase_d - w->pad[0]; \
-              for (int64_t r = 0; r < used; ++r) { \
-                int64_t ih = (oh + r) * w->stride[1] + phase_h - w->pad[1]; \
-                T *row = o + r * n; \
-                if (id < 0 || id >= w->in[0] || ih < 0 || ih >= w->in[1]) { \
-                  for (int64_t i = 0; i < n; ++i) row[i] = fill; \
-                  continue; \
-                } \
-                const T *src = x + id * in_hw + ih * w->in[2] + start; \
-                for (int64_t i = 0; i < first; ++i) row[i] = fill; \
-                if (stride == 1) { \
-                  for (int64_t i = first; i < last; ++i) row[i] = src[i]; \
-                } else if (stride == 2) { \
-                  for (int64_t i = first; i < last; ++i) row[i] = src[2 * i]; \
-                } else { \
-                  for (int64_t i = first; i < last; ++i) row[i] = src[stride * i]; \
-                } \
-                for (int64_t i = last; i < n; ++i) row[i] = fill; \
-              } \
-              o += p->len[1] * n; \
+      for (int64_t phase = 0; phase < n_d * n_h * n_w; ++phase) { \
+        int64_t phase_d = phase / (n_h * n_w) * w->dilation[0] % w->stride[0]; \
+        int64_t phase_h = phase / n_w % n_h * w->dilation[1] % w->stride[1]; \
+        int64_t start = phase % n_w * w->dilation[2] % stride - w->pad[2]; \
+        int64_t first = start >= 0 ? 0 : planes_min(n, (-start + stride - 1) / stride); \
+        int64_t last = start >= w->in[2] ? 0 : planes_min(n, (w->in[2] - start + stride - 1) / stride); \
+        if (last < first) last = first; \
+        int64_t reach = start + stride * (first + (last - first + LANES - 1) / LANES * LANES); \
+        for (int64_t d = 0; d < p->len[0]; ++d, o += p->len[1] * n) { \
+          int64_t id = (od + d) * w->stride[0] + phase_d - w->pad[0]; \
+          for (int64_t r = 0; r < used; ++r) { \
+            int64_t ih = (oh + r) * w->stride[1] + phase_h - w->pad[1]; \
+            T *row = o + r * n; \
+            if (id < 0 || id >= w->in[0] || ih < 0 || ih >= w->in[1]) { \
+              for (int64_t i = 0; i < n; i += LANES) *(NAME##_vec *)(row + i) = fills; \
+              continue; \
             } \
+            const T *line = x + id * in_hw + ih * w->in[2], *src = line + start; \
+            if (stride <= 2 && x_end - line >= reach) { \
+              for (int64_t i = 0; i < first; i += LANES) *(NAME##_vec *)(row + i) = fills; \
+              if (stride == 1) { \
+                for (int64_t i = first; i < last; i += LANES) \
+                  *(NAME##_vec *)(row + i) = *(const NAME##_vec *)(src + i); \
+              } else { \
+                for (int64_t i = first; i < last; i += LANES) { \
+                  NAME##_vec low = *(const NAME##_vec *)(src + 2 * i); \
+                  NAME##_vec high = *(const NAME##_vec *)(src + 2 * i + LANES); \
+                  *(NAME##_vec *)(row + i) = PLANES_EVEN(low, high, even, __VA_ARGS__); \
+                } \
+              } \
+              for (int64_t i = last; i < n; i += LANES) *(NAME##_vec *)(row + i) = fills; \
+              continue; \
+            } \
+            for (int64_t i = 0; i < first; ++i) row[i] = fill; \
+            for (int64_t i = first; i < last; ++i) row[i] = src[stride * i]; \
+            for (int64_t i = last; i < n; ++i) row[i] = fill; \
           } \
+        } \
+      } \
     } \
   }
-PLANES_DEFINE(float, planes_fill_f32)
-PLANES_DEFINE(double, planes_fill_f64)
+PLANES_DEFINE(float, int32_t, planes_fill_f32, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+PLANES_DEFINE(double, int64_t, planes_fill_f64, 0, 2, 4, 6, 8, 10, 12, 14)
 
 #endif

@@ -76,6 +76,7 @@ ctypedef struct PoolJob:
     double power
     int64_t es, n_channels, in_size, out_size, n_bands, pieces
     const char* x
+    const char* x_end
     char* out
     int64_t* index  # flat indices of maxima, or NULL
     int dtype_code
@@ -112,9 +113,11 @@ cdef void _channel(const PoolJob* job, int64_t channel, char* planes, const int6
                 oh = job.w.out[1] * band // job.n_bands
                 rows = job.w.out[1] * (band + 1) // job.n_bands - oh
                 if job.is_double:
-                    planes_fill_f64(&job.w, &job.p, <const double*>x, 1, od, oh, rows, fill, <double*>planes)
+                    planes_fill_f64(&job.w, &job.p, <const double*>x, <const double*>job.x_end, 1, od, oh, rows, fill,
+                                    <double*>planes)
                 else:
-                    planes_fill_f32(&job.w, &job.p, <const float*>x, 1, od, oh, rows, <float>fill, <float*>planes)
+                    planes_fill_f32(&job.w, &job.p, <const float*>x, <const float*>job.x_end, 1, od, oh, rows, <float>fill,
+                                    <float*>planes)
                 _rows(job, planes, taps, rows, out + (od * job.w.out[1] + oh) * job.w.out[2] * job.es)
     if job.averages:
         if job.is_double:
@@ -238,7 +241,7 @@ cdef int _pool_args(const char* op, const Value* args, int32_t i_out, PoolJob* j
     job.n_channels = x.shape[0] * x.shape[1]
     job.in_size = job.w.in_[0] * job.w.in_[1] * job.w.in_[2]
     job.out_size = job.w.out[0] * job.w.out[1] * job.w.out[2]
-    job.x, job.out = x.data, out.data
+    job.x, job.x_end, job.out = x.data, x.data + x.nbytes, out.data
     job.index = NULL
     job.averages = job.include_pad = job.column_major = False
     job.power = 0

@@ -25,7 +25,7 @@ cdef extern from "vmcore/kernels/planes.h" nogil:
 
     int64_t planes_layout(const Window* w, int64_t rows, Planes* p)
     void planes_taps(const Window* w, const Planes* p, int64_t* offsets)
-    void planes_fill_f32(const Window* w, const Planes* p, const float* x, int64_t n_channels, int64_t od, int64_t oh,
-                         int64_t rows, float fill, float* buffer)
-    void planes_fill_f64(const Window* w, const Planes* p, const double* x, int64_t n_channels, int64_t od, int64_t oh,
-                         int64_t rows, double fill, double* buffer)
+    void planes_fill_f32(const Window* w, const Planes* p, const float* x, const float* x_end, int64_t n_channels,
+                         int64_t od, int64_t oh, int64_t rows, float fill, float* buffer)
+    void planes_fill_f64(const Window* w, const Planes* p, const double* x, const double* x_end, int64_t n_channels,
+                         int64_t od, int64_t oh, int64_t rows, double fill, double* buffer)

@@ -60,6 +60,7 @@ cdef enum:
     BAND_BYTES = 768 * 1024  # padded planes of one band; larger images are done in several
     DIRECT_MAX_OUTPUTS = 3  # output channels per group up to which direct sums beat a packed product
     PARALLEL_FLOPS = 1 << 18  # multiply-adds below which waking a thread costs more than it saves
+    DIRECT_BATCH_BYTES = 24 * 1024  # padded planes that are filled before they are summed: stay in L1
     TRANSPOSE_BLOCK_BYTES = 1 << 20
 
 ctypedef struct ConvJob:
@@ -162,41 +163,55 @@ cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, in
     return 0
 
 
-cdef int _direct_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, int64_t oh, int64_t rows,
-                      const int64_t* taps) noexcept nogil:
-    """Direct sums for the output channels of group g in one band."""
-    cdef int64_t es = job.es, o, channel, columns = job.w.out[2], at
+cdef int _direct_bands(const ConvJob* job, int64_t first, int64_t last, int64_t od, int64_t oh, int64_t rows,
+                       const int64_t* taps) noexcept nogil:
+    """Direct sums for one band of groups [first, last), counted over all images; as many at a time as fit in L1."""
+    cdef int64_t es = job.es, columns = job.w.out[2], step = job.cg * job.p.channel_step, unit, i, o, channel, at, batch
     cdef int64_t line_elems = (rows * job.p.len[2] + 63) // 64 * 64 + 64
-    cdef char* planes = <char*>workspace(SLOT_PLANES, <size_t>((job.cg * job.p.channel_step + PLANES_SLACK) * es))
-    cdef char* line = <char*>workspace(SLOT_PANELS, <size_t>(line_elems * es))
     cdef bint plain_3x3 = job.cg == 1 and job.w.kernel[0] == 1 and job.w.kernel[1] == 3 and job.w.kernel[2] == 3 and \
         job.w.stride[1] == 1 and job.w.stride[2] == 1 and job.w.dilation[1] == 1 and job.w.dilation[2] == 1 and \
         columns >= (CONV_LANES_F64 if job.is_double else CONV_LANES_F32)
-    cdef const char* x = job.x + (image * job.group + g) * job.cg * job.in_size * es
+    cdef char* planes
+    cdef char* line
+    cdef const char* x
+    batch = min(max(DIRECT_BATCH_BYTES // (step * es), 1), last - first)
+    planes = <char*>workspace(SLOT_PLANES, <size_t>((batch * step + PLANES_SLACK) * es))
+    line = <char*>workspace(SLOT_PANELS, <size_t>(line_elems * es))
     if planes == NULL or line == NULL:
         return -1
-    if job.is_double:
-        planes_fill_f64(&job.w, &job.p, <const double*>x, <const double*>job.x_end, job.cg, od, oh, rows, 0,
-                        <double*>planes)
-    else:
-        planes_fill_f32(&job.w, &job.p, <const float*>x, <const float*>job.x_end, job.cg, od, oh, rows, 0,
-                        <float*>planes)
-    for o in range(job.og):
-        channel = g * job.og + o
-        at = (image * job.group * job.og + channel) * job.out_size + od * job.out_plane + oh * columns
+    while first < last:
+        batch = min(batch, last - first)
+        x = job.x + first * job.cg * job.in_size * es
         if job.is_double:
-            if plain_3x3:
-                conv_3x3_f64(<double*>planes, job.p.len[2], <const double*>job.weights + channel * job.K,
-                             _bias_at(job, channel), job.relu, rows, columns, <double*>job.out + at)
-            else:
-                conv_direct_f64(&job.p, taps, <double*>planes, job.cg, <const double*>job.weights + channel * job.K,
-                                _bias_at(job, channel), job.relu, rows, columns, <double*>job.out + at, <double*>line)
-        elif plain_3x3:
-            conv_3x3_f32(<float*>planes, job.p.len[2], <const float*>job.weights + channel * job.K,
-                         <float>_bias_at(job, channel), job.relu, rows, columns, <float*>job.out + at)
+            planes_fill_f64(&job.w, &job.p, <const double*>x, <const double*>job.x_end, batch * job.cg, od, oh, rows, 0,
+                            <double*>planes)
         else:
-            conv_direct_f32(&job.p, taps, <float*>planes, job.cg, <const float*>job.weights + channel * job.K,
-                            <float>_bias_at(job, channel), job.relu, rows, columns, <float*>job.out + at, <float*>line)
+            planes_fill_f32(&job.w, &job.p, <const float*>x, <const float*>job.x_end, batch * job.cg, od, oh, rows, 0,
+                            <float*>planes)
+        channel = first % job.group * job.og
+        for i in range(batch):
+            for o in range(job.og):
+                at = ((first + i) * job.og + o) * job.out_size + od * job.out_plane + oh * columns
+                if job.is_double:
+                    if plain_3x3:
+                        conv_3x3_f64(<double*>planes + i * step, job.p.len[2],
+                                     <const double*>job.weights + channel * job.K, _bias_at(job, channel), job.relu, rows,
+                                     columns, <double*>job.out + at)
+                    else:
+                        conv_direct_f64(&job.p, taps, <double*>planes + i * step, job.cg,
+                                        <const double*>job.weights + channel * job.K, _bias_at(job, channel), job.relu,
+                                        rows, columns, <double*>job.out + at, <double*>line)
+                elif plain_3x3:
+                    conv_3x3_f32(<float*>planes + i * step, job.p.len[2], <const float*>job.weights + channel * job.K,
+                                 <float>_bias_at(job, channel), job.relu, rows, columns, <float*>job.out + at)
+                else:
+                    conv_direct_f32(&job.p, taps, <float*>planes + i * step, job.cg,
+                                    <const float*>job.weights + channel * job.K, <float>_bias_at(job, channel), job.relu,
+                                    rows, columns, <float*>job.out + at, <float*>line)
+                channel += 1
+            if channel == job.group * job.og:
+                channel = 0
+        first += batch
     return 0
 
 
@@ -229,6 +244,10 @@ cdef void _conv_piece(void* ctx, int64_t piece) noexcept nogil:
             job.failed = 1
             return
         planes_taps(&job.w, &job.p, taps)
+    if job.direct and not job.slow and job.n_bands == 1 and job.w.out[0] == 1:
+        if _direct_bands(job, first, last, 0, 0, job.w.out[1], taps) != 0:
+            job.failed = 1
+        return
     for unit in range(first, last):
         if job.slow:
             status = _slow_unit(job, unit // job.group, unit % job.group)
@@ -240,7 +259,7 @@ cdef void _conv_piece(void* ctx, int64_t piece) noexcept nogil:
             oh = job.w.out[1] * band // job.n_bands
             rows = job.w.out[1] * (band + 1) // job.n_bands - oh
             if job.direct:
-                status = _direct_unit(job, image, g, od, oh, rows, taps)
+                status = _direct_bands(job, image * job.group + g, image * job.group + g + 1, od, oh, rows, taps)
             else:
                 status = _gemm_unit(job, image, g, od, oh, rows, job.og * part // job.m_parts,
                                     job.og * (part + 1) // job.m_parts, taps)

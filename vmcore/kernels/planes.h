@@ -84,6 +84,26 @@ static void planes_taps(const Window *w, const Planes *p, int64_t *offsets) {
       }
 }
 
+/* Where one phase reads along the columns: elements [first, last) of its rows lie inside the input, element i at column
+ * start + i * stride; reach is where a read in whole vectors ends. */
+typedef struct PlanePhase {
+  int64_t d, h, start, first, last, reach;
+} PlanePhase;
+
+static inline PlanePhase planes_phase(const Window *w, const Planes *p, int64_t phase, int64_t lanes) {
+  int64_t n_h = p->axis[1].n_phases, n_w = p->axis[2].n_phases, stride = w->stride[2], n = p->len[2];
+  PlanePhase f;
+  f.d = phase / (n_h * n_w) * w->dilation[0] % w->stride[0];
+  f.h = phase / n_w % n_h * w->dilation[1] % w->stride[1];
+  f.start = phase % n_w * w->dilation[2] % stride - w->pad[2];
+  f.first = f.start >= 0 ? 0 : planes_min(n, (-f.start + stride - 1) / stride);
+  f.last = f.start >= w->in[2] ? 0 : planes_min(n, (w->in[2] - f.start + stride - 1) / stride);
+  if (f.last < f.first) f.last = f.first;
+  f.reach = f.start + stride * (f.first + (f.last - f.first + lanes - 1) / lanes * lanes);
+  return f;
+}
+#define PLANES_KEPT_PHASES 9 /* computed once for all channels */
+
 /* Copies what a band (output plane od, output rows from oh on, `rows` of them) reads of n_channels channels; positions
  * outside the input become `fill`. x points at the first channel, x_end past the last element of the whole tensor.
  *
@@ -103,29 +123,26 @@ static void planes_taps(const Window *w, const Planes *p, int64_t *offsets) {
     enum { LANES = 64 / sizeof(T) }; \
     const NAME##_index even __attribute__((unused)) = {__VA_ARGS__}; \
     int64_t in_hw = w->in[1] * w->in[2], in_size = w->in[0] * in_hw, n = p->len[2], used = rows + p->axis[1].shift; \
-    int64_t n_d = p->axis[0].n_phases, n_h = p->axis[1].n_phases, n_w = p->axis[2].n_phases, stride = w->stride[2]; \
+    int64_t n_phases = p->axis[0].n_phases * p->axis[1].n_phases * p->axis[2].n_phases, stride = w->stride[2]; \
     NAME##_vec fills = (NAME##_vec){0} + fill; \
+    PlanePhase kept[PLANES_KEPT_PHASES]; \
+    for (int64_t i = 0; i < planes_min(n_phases, PLANES_KEPT_PHASES); ++i) kept[i] = planes_phase(w, p, i, LANES); \
     for (int64_t c = 0; c < n_channels; ++c, x += in_size, buffer += p->channel_step) { \
       T *o = buffer; \
-      for (int64_t phase = 0; phase < n_d * n_h * n_w; ++phase) { \
-        int64_t phase_d = phase / (n_h * n_w) * w->dilation[0] % w->stride[0]; \
-        int64_t phase_h = phase / n_w % n_h * w->dilation[1] % w->stride[1]; \
-        int64_t start = phase % n_w * w->dilation[2] % stride - w->pad[2]; \
-        int64_t first = start >= 0 ? 0 : planes_min(n, (-start + stride - 1) / stride); \
-        int64_t last = start >= w->in[2] ? 0 : planes_min(n, (w->in[2] - start + stride - 1) / stride); \
-        if (last < first) last = first; \
-        int64_t reach = start + stride * (first + (last - first + LANES - 1) / LANES * LANES); \
+      for (int64_t phase = 0; phase < n_phases; ++phase) { \
+        PlanePhase f = phase < PLANES_KEPT_PHASES ? kept[phase] : planes_phase(w, p, phase, LANES); \
+        int64_t first = f.first, last = f.last; \
         for (int64_t d = 0; d < p->len[0]; ++d, o += p->len[1] * n) { \
-          int64_t id = (od + d) * w->stride[0] + phase_d - w->pad[0]; \
+          int64_t id = (od + d) * w->stride[0] + f.d - w->pad[0]; \
           for (int64_t r = 0; r < used; ++r) { \
-            int64_t ih = (oh + r) * w->stride[1] + phase_h - w->pad[1]; \
+            int64_t ih = (oh + r) * w->stride[1] + f.h - w->pad[1]; \
             T *row = o + r * n; \
             if (id < 0 || id >= w->in[0] || ih < 0 || ih >= w->in[1]) { \
               for (int64_t i = 0; i < n; i += LANES) *(NAME##_vec *)(row + i) = fills; \
               continue; \
             } \
-            const T *line = x + id * in_hw + ih * w->in[2], *src = line + start; \
-            if (stride <= 2 && x_end - line >= reach) { \
+            const T *line = x + id * in_hw + ih * w->in[2], *src = line + f.start; \
+            if (stride <= 2 && x_end - line >= f.reach) { \
               for (int64_t i = 0; i < first; i += LANES) *(NAME##_vec *)(row + i) = fills; \
               if (stride == 1) { \
                 for (int64_t i = first; i < last; i += LANES) \

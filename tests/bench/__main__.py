@@ -6,8 +6,8 @@ models        latency of real networks, next to ONNX Runtime
 startup       cold start, peak memory, cost of the import
 threads       throughput of two threads over one
 
-`pip install '.[bench]'` brings the peers; without them only our own figures are shown. Run it on a quiet machine: ratios
-are taken side by side, but short disturbances hit only one side.
+`pip install '.[bench]'` brings the peers; without them only our own figures are shown. Run it on a quiet machine:
+ratios are taken side by side, but short disturbances hit only one side.
 """
 
 from __future__ import annotations

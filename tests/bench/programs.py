@@ -158,6 +158,7 @@ def add_program(kit: Kit) -> Callable[..., Any]:
 
 # ---- units; `left` counts down from the number of units to 1
 
+
 def _unary(name: str) -> Emit:
     def emit(b: Any, kit: Kit, left: int) -> None:
         b.emit_call(name, [b.r(1)], dst=b.r(1))

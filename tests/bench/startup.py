@@ -1,0 +1,222 @@
+"""Whole processes: time from the start of the interpreter to the first output, and the most memory it ever had.
+
+Peak memory is VmHWM of the process itself: `ru_maxrss` would count what the parent had when it forked.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench.networks import Network, network, onnx_file, vmx_file
+from tests.bench.report import Row, Section, Target, cost
+
+# Programs of the children. They print one line as soon as the first output is there, and are asked for memory after it.
+_INPUT = """
+import sys
+import numpy as np
+x = (np.arange({size}, dtype=np.float32) % 17 / 17 - 0.5).reshape({shape})
+"""
+_OURS = """
+import pyvm
+pyvm.set_num_threads(1)
+run = pyvm.VirtualMachine({path!r})["main"]
+def call():
+    y = run(x)
+    return (y[0] if isinstance(y, tuple) else y).numpy()
+"""
+_THEIRS = """
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession({path!r}, options, providers=["CPUExecutionProvider"])
+feeds = {{session.get_inputs()[0].name: x}}
+def call():
+    return session.run(None, feeds)[0]
+"""
+_FIRST_OUTPUT = """
+import time
+y = call()
+print(float(np.abs(y).sum()), time.process_time(), flush=True)
+for _ in range({more}):
+    call()
+"""
+_MEMORY = """
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(status["VmHWM"].split()[0], status["VmRSS"].split()[0], flush=True)
+"""
+_IMPORT_NUMPY = "import numpy\n"
+_IMPORT_RUNTIME = "import numpy, pyvm\npyvm.VirtualMachine, pyvm.set_num_threads\n"
+# Loading the kernels binds BLAS; the product makes it work once.
+_RUN_KERNEL = (
+    _IMPORT_RUNTIME
+    + """
+b = pyvm.ExecBuilder()
+with b.function("main", num_inputs=1):
+    b.emit_call("vm.builtin.alloc_storage", [b.vm_state(), pyvm.Shape((65536,)), 0, pyvm.DataType("uint8")], dst=b.r(1))
+    b.emit_call("vm.builtin.alloc_tensor", [b.r(1), 0, pyvm.Shape((128, 128)), pyvm.DataType("float32")], dst=b.r(2))
+    b.emit_call("kernel.matmul", [b.r(0), b.r(0), b.r(2)])
+    b.emit_ret(b.r(2))
+pyvm.VirtualMachine(b.get())["main"](numpy.ones((128, 128), numpy.float32))
+"""
+)
+_READY = "import time\nprint(0.0, time.process_time(), flush=True)\n"
+
+
+def run(quick: bool, only: str | None = None) -> Section:
+    """Cold start and peak memory next to ONNX Runtime's, and what importing the runtime costs."""
+    section = Section("startup", "process start -> first output; peak memory; 1 thread each")
+    has_ort = importlib.util.find_spec("onnxruntime") is not None
+    if not has_ort:
+        section.remarks.append("no ONNX Runtime here: only our own figures")
+    for name in ("oww_embedding", "light_squeezenet", "light_resnet50"):
+        if only and only not in name:
+            continue
+        net = network(name)
+        try:
+            sources = {"pyvm": _source(_OURS, net, vmx_file(net))}
+            if has_ort:
+                sources["ONNX Runtime"] = _source(_THEIRS, net, onnx_file(net))
+        except (FileNotFoundError, ImportError) as error:
+            section.remarks.append(f"{name} skipped: {error}")
+            continue
+        section.rows.extend(_network_rows(name, sources, 3 if quick else 11 if name == "light_resnet50" else 21))
+    section.rows.extend(_import_rows(3 if quick else 21))
+    section.remarks.append("the note has medians; files are in the page cache")
+    return section
+
+
+def _source(load: str, net: Network, path: Path) -> str:
+    size = 1
+    for dim in net.shape:
+        size *= dim
+    return (
+        _INPUT.format(size=size, shape=net.shape) + load.format(path=str(path)) + _FIRST_OUTPUT.format(more=3) + _MEMORY
+    )
+
+
+def _network_rows(name: str, sources: dict[str, str], rounds: int) -> list[Row]:
+    results = _measure(sources, rounds)
+    sums = {side: result.first for side, result in results.items()}
+    if len({f"{value:.3g}" for value in sums.values()}) != 1:
+        raise AssertionError(f"{name}: the sums of the outputs differ: {sums}")
+    rows = []
+    for what, unit, figures in (
+        ("cold start", "ms", {side: result.seconds for side, result in results.items()}),
+        ("peak memory", "MB", {side: result.peak_mb for side, result in results.items()}),
+    ):
+        scale = 1e3 if unit == "ms" else 1.0
+        best = {side: min(values) * scale for side, values in figures.items()}
+        middle = {side: statistics.median(values) * scale for side, values in figures.items()}
+        note = "median " + " / ".join(f"{value:.4g}" for value in middle.values())
+        target = Target(1.0, 1.0 if unit == "ms" else 1.3, at_least=False)
+        if len(best) == 1:
+            rows.append(Row(f"{name}: {what}", unit, best["pyvm"], note=note))
+        else:
+            rows.append(
+                cost(
+                    f"{name}: {what}",
+                    unit,
+                    best["pyvm"],
+                    "ONNX Runtime",
+                    best["ONNX Runtime"],
+                    target,
+                    note=note,
+                    details={"median": middle},
+                )
+            )
+    return rows
+
+
+def _import_rows(rounds: int) -> list[Row]:
+    """What the runtime adds to an interpreter that has imported numpy."""
+    results = _measure(
+        {
+            "numpy": _IMPORT_NUMPY + _READY + _MEMORY,
+            "runtime": _IMPORT_RUNTIME + _READY + _MEMORY,
+            "kernel": _RUN_KERNEL + _READY + _MEMORY,
+        },
+        rounds,
+    )
+    rows = []
+    base = results["numpy"]
+    base_ms = min(base.seconds) * 1e3
+    for side, what, has_target in (
+        ("runtime", "import of the runtime", False),
+        ("kernel", "runtime, all kernels, BLAS, one product run", True),
+    ):
+        # Differences of minima: the noise of a process start is as large as what is measured.
+        milliseconds = (min(results[side].seconds) - min(base.seconds)) * 1e3
+        megabytes = min(results[side].resident_mb) - min(base.resident_mb)
+        cpu = (min(results[side].cpu_seconds) - min(base.cpu_seconds)) * 1e3
+        for name, unit, value, budget in (("time", "ms", milliseconds, 10), ("memory", "MB", megabytes, 8)):
+            rows.append(
+                Row(
+                    f"{what}: {name} above python + numpy",
+                    unit,
+                    value,
+                    target=Target(budget, at_least=False, of="ours") if has_target else None,
+                    note=f"processor time {cpu:.1f}; numpy itself {base_ms:.0f}" if name == "time" else "",
+                )
+            )
+    return rows
+
+
+class _Result:
+    """Figures of the runs of one child program."""
+
+    def __init__(self) -> None:
+        self.first = 0.0
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        self.peak_mb: list[float] = []
+        self.resident_mb: list[float] = []
+
+
+def _measure(sources: dict[str, str], rounds: int) -> dict[str, _Result]:
+    """Runs the children in turn, after one round that only fills the caches."""
+    results = {side: _Result() for side in sources}
+    for i in range(rounds + 1):
+        for side, source in sources.items():
+            seconds, first, cpu_seconds, peak_kb, resident_kb = _run_child(source)
+            if i:
+                results[side].first = first
+                results[side].seconds.append(seconds)
+                results[side].cpu_seconds.append(cpu_seconds)
+                results[side].peak_mb.append(peak_kb / 1024)
+                results[side].resident_mb.append(resident_kb / 1024)
+    return results
+
+
+def _run_child(source: str) -> tuple[float, float, float, int, int]:
+    """Seconds to the first line, the sum and the processor seconds in it, and peak and resident memory in KiB."""
+    import pyvm
+
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    package = Path(pyvm.__file__).resolve().parent.parent
+    if package.name != "site-packages":
+        environment["PYTHONPATH"] = str(package)
+    with tempfile.TemporaryFile() as errors:
+        begin = time.perf_counter()
+        child = subprocess.Popen(
+            [sys.executable, "-c", source],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            cwd=tempfile.gettempdir(),
+        )
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        seconds = time.perf_counter() - begin
+        rest = child.stdout.read().split()
+        if child.wait() != 0 or not line:
+            errors.seek(0)
+            raise RuntimeError(f"a child process failed:\n{errors.read().decode(errors='replace')}")
+    first, cpu_seconds = line.split()
+    return seconds, float(first), float(cpu_seconds), int(rest[0]), int(rest[1])

@@ -35,7 +35,10 @@ from pyvm.ir import (
     TupleStructInfo,
     Var,
     VarBinding,
+    struct_info_vars,
 )
+from pyvm.ir.rules import defined_symbols
+from pyvm.ir.struct_info import erase_unknown
 from vmcore.errors import LoweringError
 
 from .lowered import extern_call
@@ -55,7 +58,7 @@ _INT64_MAX = 2**63 - 1
 
 
 def lower_shapes(module: IRModule) -> IRModule:
-    """No symbol is left in the program: parameters and match_casts are checked by builtins, which store the symbols.
+    """No value is symbolic: parameters and match_casts are checked by builtins, which store the symbols.
 
     Each function with symbols has a shape heap: one slot per symbol and per size that is computed from them. A size
     is computed once, before its first use, and is known in all that follows it, branches included.
@@ -72,6 +75,8 @@ class _LowerShapes(Rewriter):
         self._stored: ChainMap[Prim, bool] = ChainMap()  # expressions whose slot holds their value here
         self._shapes: ChainMap[tuple[Prim, ...], Var] = ChainMap()
         self._heap: Var | None = None
+        params = module[name].params
+        self._param_symbols = frozenset(symbol for param in params for symbol in defined_symbols(param.struct_info))
 
     def run_function(self) -> Function:
         """The function without symbols."""
@@ -112,6 +117,15 @@ class _LowerShapes(Rewriter):
             value = self._concrete(seq.body)
         end = self.bb.close_scope(value)
         return SeqExpr([*seq.blocks, *end.blocks], end.body)
+
+    def keep(self, binding: Binding) -> None:
+        info = binding.var.struct_info
+        if info is not None and not struct_info_vars(info) <= self._param_symbols:
+            # The match_cast that defined the symbol is gone, so nothing may speak of it any more.
+            var = Var(binding.var.name, erase_unknown(info, self._param_symbols))
+            self.replace(binding.var, var)
+            binding = VarBinding(var, binding.value, binding.source)
+        super().keep(binding)
 
     def visit(self, binding: Binding) -> None:
         if isinstance(binding, MatchCast):
@@ -361,7 +375,9 @@ class _LowerShapes(Rewriter):
         call = extern_call(name, args, info)
         var = Var("_" if hint == "_" else self.bb.unique_name(hint), call.struct_info)
         self.keep(VarBinding(var, call, self.bb.current_source))
-        return var
+        kept = self.leaf(var)
+        assert isinstance(kept, Var)
+        return kept
 
 
 def _dims_of(info: StructInfo | None) -> tuple[Prim, ...]:

@@ -23,8 +23,6 @@ from pyvm.ir import (
     ShapeStructInfo,
     StringImm,
     TensorStructInfo,
-    Tuple,
-    TupleGetItem,
     Var,
     VarBinding,
     dtype_bytes,
@@ -112,6 +110,9 @@ class _PlanFunction:
         self.function = function
         self.facts = _Facts()
         self.position = 0
+        # Memory of others: parameters, constants, what a callee returns. It escapes, so nothing takes it over; a value
+        # that may lie here or in a buffer of ours (the value of an If) has both.
+        self.foreign: _Bases = frozenset((_Buffer(TensorStructInfo(), 0, 0, 0, escapes=True),))
 
     def run(self) -> Function:
         facts = self.facts
@@ -179,14 +180,13 @@ class _PlanFunction:
                     buffer.escapes = True
             if isinstance(value.struct_info, (ShapeStructInfo, PrimStructInfo)):
                 return _NOTHING
-            return union
-        if isinstance(value, (Tuple, TupleGetItem, Var)):
-            for operand in operands(value):
-                union |= self._bases_of(operand)
+            return union | self.foreign
+        for operand in operands(value):
+            union |= self._bases_of(operand)
         return union
 
     def _bases_of(self, expr: Expr) -> _Bases:
-        return self.facts.bases.get(expr, _NOTHING) if isinstance(expr, Var) else _NOTHING
+        return self.facts.bases.get(expr, self.foreign) if isinstance(expr, Var) else self.foreign
 
     def _use(self, expr: Expr, position: int | None = None) -> None:
         for buffer in self._bases_of(expr):

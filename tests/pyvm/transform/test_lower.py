@@ -211,6 +211,16 @@ def test_branches_share_memory() -> None:
     assert check_plan(planned["main"], {}) > 0
 
 
+def test_a_branch_that_may_be_a_parameter_is_not_overwritten() -> None:
+    def body(bb, x, c):
+        y = bb.emit(op.matmul(x, np.eye(4, dtype=F32)), "y")
+        r = bb.emit_if(c, lambda: y, lambda: x, "r")
+        return bb.emit(op.relu(r), "z")
+
+    planned = plan(build(body, dataflow=False, x=tensor(8, 4), c=tensor(dtype="bool")))
+    assert '"kernel.relu")(r, z, ' in text(planned)
+
+
 def test_recursion_plans_each_call() -> None:
     bb = BlockBuilder()
     x = Var("x", tensor(4))

@@ -99,7 +99,6 @@ cdef inline void drop_gil(Context* cx) noexcept nogil:
 cdef int poll(Context* cx) noexcept nogil:
     """Looks for a passed deadline and for signals. Called every POLL_INTERVAL backward jumps and calls."""
     cdef int64_t now = now_ns()
-    cdef bint was_held = cx.thread_state == NULL
     cx.countdown = POLL_INTERVAL
     if vm_deadline_ns != 0 and now > vm_deadline_ns:
         return fail_format(
@@ -112,10 +111,7 @@ cdef int poll(Context* cx) noexcept nogil:
             hold_gil(cx)
             if PyErr_CheckSignals() != 0:
                 return fail(ERR_PYTHON, "")
-            if not was_held:
-                drop_gil(cx)
-        elif was_held:
-            drop_gil(cx)  # a long run of cheap instructions: let other threads in
+        drop_gil(cx)  # even a long run of cheap instructions lets other threads in
     return 0
 
 
@@ -368,6 +364,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
                 value_copy(&args[k], operand_at(base, literals, site.args[k]))
             hold_gil(cx)
             if (<PythonCall>call_python)(site.self, args, site.n_args, &ret) != 0:
+                fail(ERR_PYTHON, "")
                 break
             if pc.a >= 0:
                 value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
@@ -571,7 +568,9 @@ cdef int call_hooked(Context* cx, VmFunc* func, Insn* pc, Value* base, Value* re
     if done == site.n_args:
         hold_gil(cx)
         skip = (<HookCall>hook_before)(cx, site, args, ret)
-        if skip >= 0:
+        if skip < 0:
+            fail(ERR_PYTHON, "")
+        else:
             status = 0
             started = now_ns()
             if skip == 0:
@@ -583,6 +582,8 @@ cdef int call_hooked(Context* cx, VmFunc* func, Insn* pc, Value* base, Value* re
                 hold_gil(cx)
                 status = (<AfterCall>hook_after)(cx, site, args, ret, pc - cx.program.hooked_code, started, ended)
                 cx.frame = mine
+                if status != 0:
+                    fail(ERR_PYTHON, "")
     drop_special(site, literals, args, done)
     free(args)
     return status
@@ -596,7 +597,9 @@ cdef int call_plain(
     if site.callee.kind != FUNC_VM:
         if site.callee.packed.is_python and pc.n == 0:
             hold_gil(cx)
-            return (<PythonCall>call_python)(site.self, args, site.n_args, ret)
+            if (<PythonCall>call_python)(site.self, args, site.n_args, ret) != 0:
+                return fail(ERR_PYTHON, "")
+            return 0
         if site.ns_per_byte > 0 and before_kernel(cx, site, args) != 0:
             return -1
         return site.fn(site.self, args, site.n_args, ret)
@@ -632,7 +635,6 @@ cdef object visible_args(CallSite* site, const Value* args):
 
 cdef int hook_before(Context* cx, CallSite* site, const Value* args, Value* ret) except -1:
     """Tells the instrument; 1 when it asks to skip the call. On failure the exception is set, as in `call_python`."""
-    fail(ERR_PYTHON, "")
     if cx.program.instrument == NULL:
         return 0
     verdict = (<object>cx.program.instrument)(site.func_index, True, None, visible_args(site, args))
@@ -642,7 +644,6 @@ cdef int hook_before(Context* cx, CallSite* site, const Value* args, Value* ret)
 cdef int hook_after(
     Context* cx, CallSite* site, const Value* args, Value* ret, int64_t pc, int64_t started, int64_t ended
 ) except -1:
-    fail(ERR_PYTHON, "")
     if cx.program.profiler != NULL:
         (<object>cx.program.profiler)(pc, site.func_index, started, ended, cx.depth, visible_args(site, args))
     if cx.program.instrument != NULL:

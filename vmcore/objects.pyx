@@ -95,6 +95,11 @@ cdef extern from *:
 cdef bint dtype_of_array(cnp.ndarray array, VmDataType* out) noexcept:
     """The DLPack type of a native-order numeric array; False when it has none."""
     cdef int number = cnp.PyArray_TYPE(array)
+    if not cnp.PyArray_CheckExact(array):
+        element_type = getattr(array, "element_type", None)  # a BitsArray: the type that numpy lacks
+        if element_type is not None:
+            out.code, out.bits, out.lanes = element_type.code, element_type.bits, element_type.lanes
+            return True
     out.lanes = 1
     out.bits = <uint8_t>(8 * cnp.PyArray_ITEMSIZE(array))
     if number == cnp.NPY_FLOAT or number == cnp.NPY_DOUBLE or number == cnp.NPY_FLOAT16:
@@ -481,14 +486,14 @@ cdef int python_packed(void* self, const Value* args, int32_t n_args, Value* ret
     cdef int status
     with gil:
         status = (<int (*)(void*, const Value*, int32_t, Value*) noexcept>call_python)(self, args, n_args, ret)
-    return status
+    return 0 if status == 0 else fail(ERR_PYTHON, "")
 
 
 cdef int call_python(void* callable, const Value* args, int32_t n_args, Value* ret) except -1:
     """ret := callable(*args). The one place where native code calls Python; needs the GIL.
 
-    On failure the Python exception stays set in this thread and the error slot says ERR_PYTHON, so that the caller can
-    unwind first and re-raise the exception unchanged.
+    On failure the Python exception stays set in this thread; the caller stores ERR_PYTHON, unwinds, and re-raises the
+    exception unchanged.
     """
     cdef PyObject* small[9]
     cdef PyObject** items = small
@@ -499,7 +504,6 @@ cdef int call_python(void* callable, const Value* args, int32_t n_args, Value* r
         if items == NULL:
             raise MemoryError(f"call: no memory for {n_args} arguments")
     items[0] = NULL  # spare slot for bound methods
-    fail(ERR_PYTHON, "")
     try:
         for i in range(n_args):
             item = from_value(&args[i])

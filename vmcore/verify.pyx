@@ -95,7 +95,9 @@ _CODE_RULES = (  # in the order of CodeRule: name, message with both facts
 )
 
 
-cdef int fail_code(CodeFailure* f, int rule, int64_t function, int64_t pc, int64_t found, int64_t expected) noexcept nogil:
+cdef int fail_code(
+    CodeFailure* f, int rule, int64_t function, int64_t pc, int64_t found, int64_t expected
+) noexcept nogil:
     f.rule, f.function, f.pc, f.found, f.expected = rule, function, pc, found, expected
     return -1
 
@@ -178,7 +180,7 @@ cdef int check_operands(
     int64_t n_constants, bint* one_block, CodeFailure* f,
 ) noexcept nogil:
     cdef FunctionRow row = functions[index]
-    cdef int64_t pc, op, offset, last
+    cdef int64_t pc, op, offset, last, target
     cdef const int64_t* words
     one_block[0] = True
     for pc in range(row.start_instr, row.end_instr):
@@ -206,7 +208,8 @@ cdef int check_operands(
                 return fail_code(f, RULE_IF_OFFSET, index, pc, offset, 1)
         # Compared before adding: the sum of a hostile offset may overflow.
         if not row.start_instr - pc <= offset < row.end_instr - pc:
-            return fail_code(f, RULE_JUMP_TARGET, index, pc, <int64_t>(<uint64_t>pc + <uint64_t>offset), row.end_instr - 1)
+            target = <int64_t>(<uint64_t>pc + <uint64_t>offset)
+            return fail_code(f, RULE_JUMP_TARGET, index, pc, target, row.end_instr - 1)
         one_block[0] = False
     last = data[offsets[row.end_instr - 1]]
     if last != Opcode.OP_RET and last != Opcode.OP_GOTO:
@@ -513,7 +516,9 @@ cdef int verify_code(
     for index in range(n_functions):
         if functions[index].kind != FunctionKind.KIND_VM:
             continue
-        status = check_operands(instr_offset, instr_data, functions, n_functions, index, n_constants, &one_block, failure)
+        status = check_operands(
+            instr_offset, instr_data, functions, n_functions, index, n_constants, &one_block, failure
+        )
         if status == 0:
             status = check_flow(instr_offset, instr_data, &functions[index], index, one_block, &flow, failure)
         if status != 0:
@@ -553,16 +558,17 @@ cdef int check_row(object info, Py_ssize_t index, FunctionRow* row, int64_t n_in
     params = info.param_names
     if row.kind == FunctionKind.KIND_PACKED:
         fields = (row.num_args, row.start_instr, row.end_instr, row.register_file_size, len(params))
-        if fields != (ISA_PACKED_NUM_ARGS, 0, 0, 0, 0):
-            _fail("packed-fields", f"a packed function has the fields {fields}, not {(ISA_PACKED_NUM_ARGS, 0, 0, 0, 0)}", name)
+        expected = (ISA_PACKED_NUM_ARGS, 0, 0, 0, 0)
+        if fields != expected:
+            _fail("packed-fields", f"a packed function has the fields {fields}, not {expected}", name)
         return 0
     if row.kind != FunctionKind.KIND_VM and row.kind != FunctionKind.KIND_NATIVE:
         _fail("function-kind", f"kind {row.kind} is not in 0..{<int>FunctionKind.KIND_NATIVE}", name)
     if not 0 <= row.register_file_size <= ISA_MAX_REGISTERS:
         _fail("register-limit", f"{row.register_file_size} registers; the limit is {ISA_MAX_REGISTERS}", name)
     if not 0 <= row.num_args <= min(row.register_file_size, ISA_MAX_ARGS):
-        _fail("function-args", f"{row.num_args} arguments do not fit in {row.register_file_size} registers or the limit "
-              f"of {ISA_MAX_ARGS}", name)
+        _fail("function-args", f"{row.num_args} arguments, but {row.register_file_size} registers and at most "
+              f"{ISA_MAX_ARGS} arguments", name)
     if len(params) != 0 and len(params) != row.num_args:
         _fail("param-names", f"{len(params)} parameter names for {row.num_args} arguments", name)
     for param in params:
@@ -571,13 +577,13 @@ cdef int check_row(object info, Py_ssize_t index, FunctionRow* row, int64_t n_in
         check_utf8(param, "param-names", "the parameter name")
     if row.kind == FunctionKind.KIND_NATIVE:
         if row.start_instr != 0 or row.end_instr != 0:
-            _fail("function-range", f"a compiled function has the instructions {row.start_instr}..{row.end_instr}, not 0..0",
+            _fail("function-range", f"a compiled function has instructions {row.start_instr}..{row.end_instr}, not 0..0",
                   name)
         if row.register_file_size <= row.num_args:
-            _fail("native-registers", f"{row.register_file_size} registers for {row.num_args} arguments and a result", name)
+            _fail("native-registers", f"{row.register_file_size} registers for {row.num_args} arguments and a result",
+                  name)
     elif not 0 <= row.start_instr < row.end_instr <= n_instr:
-        _fail("function-range", f"instructions {row.start_instr}..{row.end_instr} are no part of the {n_instr} of the code",
-              name)
+        _fail("function-range", f"instructions {row.start_instr}..{row.end_instr}, but the code has {n_instr}", name)
     return 0
 
 
@@ -611,10 +617,11 @@ cpdef int verify_parts(
         order.sort()
         for _, index in order:
             if rows[index].start_instr < end:
-                _fail("function-overlap", f"starts at instruction {rows[index].start_instr}, but the function before it "
-                      f"ends at {end}", functions[index].name)
+                _fail("function-overlap", f"starts at instruction {rows[index].start_instr}, but the function before "
+                      f"it ends at {end}", functions[index].name)
             if rows[index].start_instr > end:
-                _fail("orphan-code", f"instructions {end}..{rows[index].start_instr - 1} belong to no function", None, end)
+                _fail("orphan-code", f"instructions {end}..{rows[index].start_instr - 1} belong to no function",
+                      None, end)
             end = rows[index].end_instr
         if end != n_instr:
             _fail("orphan-code", f"instructions {end}..{n_instr - 1} belong to no function", None, end)
@@ -623,13 +630,13 @@ cpdef int verify_parts(
         if status == -2:
             raise MemoryError("verify: data-flow analysis")
         if status != 0:
-            _raise_code(functions, rows, n_functions, &failure)
+            raise_code(functions, rows, n_functions, &failure)
     finally:
         PyMem_RawFree(rows)
     return 0
 
 
-cdef int _raise_code(list functions, const FunctionRow* rows, Py_ssize_t n_functions, CodeFailure* f) except -1:
+cdef int raise_code(list functions, const FunctionRow* rows, Py_ssize_t n_functions, CodeFailure* f) except -1:
     cdef Py_ssize_t index = f.function
     cdef Py_ssize_t i
     if index < 0 and f.pc >= 0:

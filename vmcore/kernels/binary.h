@@ -293,20 +293,25 @@ __attribute__((noinline)) static int binary_run(const BinaryOp *op, const ArgTen
   return 0;
 }
 
-static int binary_door(const BinaryOp *op, const Value *args, int32_t n_args) {
+__attribute__((noinline)) static int binary_checked(const BinaryOp *op, const Value *args, int32_t n_args) {
   ArgTensor a, b, out;
-  if (arg_count(op->name, n_args, 3)) return -1;
-  const DLTensor *t[3] = {value_dltensor(&args[0]), value_dltensor(&args[1]), value_dltensor(&args[2])};
-  if (VM_LIKELY(t[0] && t[1] && t[2] && op->out == OUT_SAME && op->loop[K_F32])) {
-    int64_t n = args_float32_alike(t, 3);
+  if (arg_count(op->name, n_args, 3) || arg_tensor(op->name, args, 0, &a) || arg_tensor(op->name, args, 1, &b) ||
+      arg_tensor(op->name, args, 2, &out))
+    return -1;
+  return binary_run(op, &a, &b, &out);
+}
+
+static int binary_door(const BinaryOp *op, const Value *args, int32_t n_args) {
+  if (VM_LIKELY(n_args == 3)) { /* PERF: as in unary_door */
+    const DLTensor *t[3] = {value_dltensor(&args[0]), value_dltensor(&args[1]), value_dltensor(&args[2])};
+    BinaryLoop loop = op->loop[K_F32];
+    int64_t n = t[0] && t[1] && t[2] && loop && op->out == OUT_SAME ? args_float32_alike(t, 3) : -1;
     if (VM_LIKELY(n > 0)) {
-      op->loop[K_F32](dltensor_data(t[0]), dltensor_data(t[1]), dltensor_data(t[2]), n, 1, 1);
+      loop(dltensor_data(t[0]), dltensor_data(t[1]), dltensor_data(t[2]), n, 1, 1);
       return 0;
     }
   }
-  if (arg_tensor(op->name, args, 0, &a) || arg_tensor(op->name, args, 1, &b) || arg_tensor(op->name, args, 2, &out))
-    return -1;
-  return binary_run(op, &a, &b, &out);
+  return binary_checked(op, args, n_args);
 }
 
 /* where(cond, a, b, out): out = cond ? a : b, all broadcast; any dtype of 1, 2, 4 or 8 bytes. */

@@ -176,20 +176,26 @@ static int unary_run(const UnaryOp *op, const ArgTensor *x, const ArgTensor *out
   return arg_fail_one(op->name, ERR_DTYPE, "no kernel for this element type", "input", x);
 }
 
-static int unary_door(const UnaryOp *op, const Value *args, int32_t n_args) {
-  static const double no_params[2] = {0, 0};
+static const double no_params[2] = {0, 0};
+
+__attribute__((noinline)) static int unary_checked(const UnaryOp *op, const Value *args, int32_t n_args) {
   ArgTensor x, out;
-  if (arg_count(op->name, n_args, 2)) return -1;
-  const DLTensor *t[2] = {value_dltensor(&args[0]), value_dltensor(&args[1])};
-  if (VM_LIKELY(t[0] && t[1] && op->loop[K_F32])) {
-    int64_t n = args_float32_alike(t, 2);
+  if (arg_count(op->name, n_args, 2) || arg_tensor(op->name, args, 0, &x) || arg_tensor(op->name, args, 1, &out))
+    return -1;
+  return unary_run(op, &x, &out, no_params);
+}
+
+static int unary_door(const UnaryOp *op, const Value *args, int32_t n_args) {
+  if (VM_LIKELY(n_args == 2)) { /* PERF: 16 floats take 6 ns, and twice that by the full checks (Zen 4, 2026-11) */
+    const DLTensor *t[2] = {value_dltensor(&args[0]), value_dltensor(&args[1])};
+    UnaryLoop loop = op->loop[K_F32];
+    int64_t n = t[0] && t[1] && loop ? args_float32_alike(t, 2) : -1;
     if (VM_LIKELY(n > 0)) {
-      op->loop[K_F32](dltensor_data(t[0]), dltensor_data(t[1]), n, no_params);
+      loop(dltensor_data(t[0]), dltensor_data(t[1]), n, no_params);
       return 0;
     }
   }
-  if (arg_tensor(op->name, args, 0, &x) || arg_tensor(op->name, args, 1, &out)) return -1;
-  return unary_run(op, &x, &out, no_params);
+  return unary_checked(op, args, n_args);
 }
 
 static int unary_params_door(const UnaryOp *op, const Value *args, int32_t n_args) {

@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 
 # Model, input, and shapes that one executable must serve.
 CASES: dict[str, tuple[str, Sequence[tuple[int, ...]]]] = {
-    "ppocr_cls": ("x", [(1, 3, 48, 192), (3, 3, 48, 192), (1, 3, 32, 96)]),
+    "ppocr_cls": ("x", [(1, 3, 48, 192), (3, 3, 48, 192), (1, 3, 48, 96)]),
     "mtcnn_pnet": ("input_1", [(1, 120, 160, 3), (1, 37, 61, 3), (2, 12, 12, 3), (1, 65, 34, 3)]),
     "oww_embedding": ("input_1", [(1, 76, 32, 1), (4, 76, 32, 1)]),
 }

@@ -100,7 +100,7 @@ def _expand(node: Node) -> Expr:
     shape, target = node.shape(x), node.dims(node.ints(1))
     ndim = max(len(shape), len(target))
     shape = (1,) * (ndim - len(shape)) + shape
-    target = [1] * (ndim - len(target)) + target
+    target = [*(1,) * (ndim - len(target)), *target]
     # Expand broadcasts both ways: a 1 in the target keeps the dimension.
     dims = [_broadcast_dim(a, b) for a, b in zip(shape, target, strict=True)]
     if tuple(dims) == node.shape(x):

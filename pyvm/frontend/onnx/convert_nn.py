@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from pyvm import op
 from pyvm.frontend.onnx.node import Node
 from pyvm.frontend.onnx.registry import Converter, ConverterTable
-from pyvm.frontend.onnx.shape_values import ceil_div, larger
+from pyvm.frontend.onnx.shape_values import are_numbers, ceil_div, larger
 from pyvm.ir import Call, Expr, Prim
 
 
@@ -31,7 +32,7 @@ class _Window:
         pads = tuple(node.attr("pads", (0,) * (2 * n))) if self.auto_pad in ("NOTSET", "") else (0,) * (2 * n)
         if len(pads) != 2 * n:
             raise node.error(f"pads {pads} do not fit an input with {n} spatial dimensions")
-        self.pads: tuple[Prim, ...] = pads
+        self.explicit_pads: tuple[int, ...] = pads
 
     def extent(self, axis: int) -> int:
         """Elements that the dilated kernel covers along a spatial axis."""
@@ -40,7 +41,7 @@ class _Window:
     def same_pads(self) -> tuple[Prim, ...]:
         """The pads that make the result as big as the input over the strides, if `auto_pad` asks for that."""
         if not self.auto_pad.startswith("SAME"):
-            return self.pads
+            return self.explicit_pads
         begins, ends = [], []
         for axis, size in enumerate(self.spatial):
             stride = self.strides[axis]
@@ -56,8 +57,8 @@ class _Window:
     def padded(self, node: Node, x: Expr, value: float) -> tuple[Expr, tuple[int, ...]]:
         """The input and the pads for the operator; pads that depend on a symbolic size are applied beforehand."""
         pads = self.same_pads()
-        if all(isinstance(pad, int) for pad in pads):
-            return x, pads  # type: ignore[return-value]
+        if are_numbers(pads):
+            return x, tuple(pads)
         n = len(self.spatial)
         x = node.emit(op.pad(x, (0, 0, *pads[:n], 0, 0, *pads[n:]), value=value))
         return x, (0,) * (2 * n)
@@ -91,9 +92,10 @@ def _conv_transpose(node: Node) -> Expr:
     window = _Window(node, x, _kernel_of(node, w))
     n = len(window.spatial)
     extra = list(node.attr("output_padding", (0,) * n))
-    begins, ends = list(window.pads[:n]), list(window.pads[n:])
+    pads = window.explicit_pads
     wanted = node.attr("output_shape", None)
     if wanted is not None or window.auto_pad.startswith("SAME"):
+        begins, ends = [0] * n, [0] * n
         for axis in range(n):
             size, stride = window.spatial[axis], window.strides[axis]
             # What comes out without padding, minus what is wanted, is cut off; if more is wanted, it is appended.
@@ -103,15 +105,15 @@ def _conv_transpose(node: Node) -> Expr:
                 raise node.error(f"output_shape of a symbolic dimension {size}; fix it with shape_dict")
             extra[axis] -= min(total, 0)
             total = max(total, 0)
-            upper = window.auto_pad == "SAME_UPPER"
-            begins[axis] = total // 2 if upper else total - total // 2
+            begins[axis] = total // 2 if window.auto_pad == "SAME_UPPER" else total - total // 2
             ends[axis] = total - begins[axis]
+        pads = (*begins, *ends)
     return op.conv_transpose(
         x,
         w,
         node.optional(2),
         strides=window.strides,
-        pads=(*begins, *ends),
+        pads=pads,
         dilations=window.dilations,
         output_padding=tuple(extra),
         group=node.attr("group", 1),
@@ -127,7 +129,7 @@ def _max_pool(node: Node) -> Sequence[Expr] | Expr:
     dtype = node.dtype(x)
     lowest = float("-inf") if dtype.startswith("float") else 0 if dtype == "uint8" else -128
     x, pads = window.padded(node, x, lowest)
-    arguments = {
+    arguments: dict[str, Any] = {
         "strides": window.strides,
         "pads": pads,
         "dilations": window.dilations,
@@ -145,8 +147,7 @@ def _avg_pool(node: Node) -> Expr:
     x = node.tensor(0)
     window = _Window(node, x, node.attr("kernel_shape"))
     counts_pads = bool(node.attr("count_include_pad", 0))
-    pads = window.same_pads()
-    if not all(isinstance(pad, int) for pad in pads) and not counts_pads:
+    if not are_numbers(window.same_pads()) and not counts_pads:
         raise node.error("auto_pad of a symbolic dimension; fix it with shape_dict")
     x, pads = window.padded(node, x, 0.0)
     return op.avg_pool(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyvm import op
 from pyvm.frontend.onnx.node import Node
 from pyvm.frontend.onnx.registry import ConverterTable
-from pyvm.ir import Expr, PrimStructInfo
+from pyvm.ir import Expr, Prim, PrimStructInfo
 
 
 def _indices(node: Node, index: int) -> Expr:
@@ -42,7 +42,7 @@ def _scatter_nd(node: Node) -> Expr:
 def _one_hot(node: Node) -> Expr:
     depth = node.constant(1)
     if depth is not None:
-        (size,) = (int(value) for value in depth.reshape(-1))
+        size: Prim = int(depth.reshape(()))
     else:
         count = node.cast(node.tensor(1), "int64")
         (size,) = node.dims(node.read_ints(node.reshape(count, (1,))))

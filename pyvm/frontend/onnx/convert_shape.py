@@ -43,10 +43,10 @@ def _range(node: Node) -> Expr:
     dtype = node.dtype(node.name_of(0))
     constants = [node.constant(i) for i in range(3)]
     if all(value is not None for value in constants):
-        start, limit, delta = (value.reshape(()) for value in constants if value is not None)
-        if not delta:
+        numbers = [value.reshape(()).item() for value in constants if value is not None]
+        if not numbers[2]:
             raise node.error("delta is 0")
-        return Constant(np.arange(start, limit, delta).astype(constant_dtype(dtype)))
+        return Constant(np.arange(*numbers).astype(constant_dtype(dtype)))
     if not dtype.startswith("int"):
         return _range_of_floats(node, dtype)
     (start,), (limit,), (delta,) = (node.ints(i) for i in range(3))

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -208,8 +209,11 @@ class GraphImporter:
             if converter is not None:
                 self._convert(Node(self, proto, domain, opset), proto, converter)
                 continue
-            body = self._functions.expand(proto, opsets, lambda names=proto.input: list(map(self._type_of, names)))
+            body = self._functions.expand(proto, opsets, partial(self._types_of, proto.input))
             self._walk(body.nodes, body.opsets)
+
+    def _types_of(self, names: Iterable[str]) -> list[onnx.TypeProto]:
+        return [self._type_of(name) for name in names]
 
     def _type_of(self, name: str) -> onnx.TypeProto:
         """The type of a value as ONNX writes it; an absent input has an empty one."""
@@ -243,11 +247,11 @@ class GraphImporter:
                 return
             results = [result] if isinstance(result, Expr) else list(result)
             for i, name in enumerate(proto.output):
-                result = results[i] if i < len(results) else None
-                if name and result is None:
+                value = results[i] if i < len(results) else None
+                if name and value is None:
                     raise node.error(f"output {i} ({name}) is not supported")
-                if name and result is not None:
-                    self._define(node, name, result)
+                if name and value is not None:
+                    self._define(node, name, value)
 
     def _content_dtype(self, node: Node, contents: Sequence[Content]) -> str:
         if node.op_type == "Cast":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,29 @@ def load_model(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple
         raise FrontendError(f"{what}: not an ONNX model: {error}") from error
     if not proto.HasField("graph"):
         raise FrontendError(f"{what}: not an ONNX model, or one without a graph ({len(model)} bytes)")
+    for text in _names(proto):
+        if isinstance(text, bytes):
+            raise FrontendError(f"{what}: the name {text!r} is not UTF-8")
     return proto, folder
+
+
+def _names(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """All names in a model; protobuf hands out bytes where one is not valid text."""
+    for entry in model.opset_import:
+        yield entry.domain
+    for function in model.functions:
+        yield from (function.domain, function.name, *function.input, *function.output)
+        for entry in function.opset_import:
+            yield entry.domain
+    for value in (*model.graph.input, *model.graph.output):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    for tensor in model.graph.initializer:
+        yield tensor.name
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
+    for node in chain(model.graph.node, *(function.node for function in model.functions)):
+        yield from (node.domain, node.op_type, node.name, *node.input, *node.output)
+        yield from (text for attribute in node.attribute for text in (attribute.name, attribute.ref_attr_name))
 
 
 def element_type(code: int, what: str) -> str:

@@ -12,7 +12,7 @@ import onnx
 from pyvm import op
 from pyvm.frontend.onnx import shape_values
 from pyvm.frontend.onnx.model_file import attribute_value, element_type
-from pyvm.frontend.onnx.shape_values import Content
+from pyvm.frontend.onnx.shape_values import Content, are_numbers
 from pyvm.ir import (
     Call,
     Constant,
@@ -147,9 +147,9 @@ class Node:
     def static_shape(self, x: Expr) -> tuple[int, ...]:
         """Dimensions of `x`, all of which must be numbers."""
         shape = self.shape(x)
-        if not all(isinstance(dim, int) for dim in shape):
+        if not are_numbers(shape):
             raise self.error(f"the shape {shape} must be known; fix it with shape_dict")
-        return tuple(int(dim) for dim in shape)  # type: ignore[arg-type]
+        return tuple(shape)
 
     def ndim(self, x: Expr) -> int:
         """Rank of `x`."""
@@ -376,8 +376,8 @@ def fold(expr: Expr) -> Constant | None:
     info = expr.struct_info
     if not isinstance(info, TensorStructInfo) or not info.is_static or info.dtype == "bfloat16":
         return None
-    assert info.shape is not None
-    if math.prod(info.shape) > _FOLD_ELEMENTS:  # type: ignore[arg-type]
+    assert info.shape is not None and are_numbers(info.shape)
+    if math.prod(info.shape) > _FOLD_ELEMENTS:
         return None
     values: list[Any] = []
     for arg in expr.args:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -42,6 +41,11 @@ def make_content(values: Sequence[Any], shape: tuple[int, ...] | None = None) ->
 def is_constant(content: Content) -> bool:
     """No symbols in it."""
     return not any(isinstance(value, (PrimExpr, Ratio)) for value in content.flat)
+
+
+def are_numbers(values: Sequence[Prim]) -> TypeGuard[Sequence[int]]:
+    """No symbols among the values."""
+    return all(isinstance(value, int) for value in values)
 
 
 class Ratio:
@@ -131,7 +135,10 @@ def ceil_div(a: Prim, b: int) -> Prim:
 
 def _combine(fn: Callable[[Any, Any], Any]) -> Callable[..., Content | None]:
     def apply(node: Node, *operands: Content) -> Content | None:
-        return reduce(lambda a, b: None if a is None else _elementwise(fn, a, b), operands)
+        result: Content | None = operands[0]
+        for operand in operands[1:]:
+            result = None if result is None else _elementwise(fn, result, operand)
+        return result
 
     return apply
 
@@ -338,7 +345,7 @@ def _slice(node: Node, x: Content) -> Content | None:
     index = [slice(None)] * x.ndim
     starts, ends, axes, steps = spec
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if not all(isinstance(value, int) for value in (start, end, step)):
+        if not (isinstance(start, int) and isinstance(end, int) and isinstance(step, int)):
             return None
         # An end before the beginning means "down to the first element", which Python writes as None.
         stop = None if step < 0 and end < -x.shape[axis] else end
@@ -381,7 +388,7 @@ def _tile(node: Node, x: Content, repeats: Content) -> Content | None:
 def _split(node: Node, x: Content) -> list[Content] | None:
     axis = node.attr("axis", 0)
     sizes = node.split_sizes(x.shape[axis])
-    if not all(isinstance(size, int) for size in sizes):
+    if not are_numbers(sizes):
         return None
     return np.split(x, np.cumsum(sizes)[:-1].tolist(), axis=axis)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -419,6 +420,11 @@ class VMExecutable:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __reduce__(self) -> tuple[Callable[[bytes], VMExecutable], tuple[bytes]]:
+        from .vmx_format import read_vmx, write_vmx
+
+        return read_vmx, (write_vmx(self),)
+
     def __repr__(self) -> str:
         defined = [info.name for info in self.functions if info.kind != PACKED_FUNC]
         n_instr, n_const = len(self.instr_offset), len(self.constants)
@@ -552,13 +558,16 @@ def load_executable(source: str | os.PathLike[str] | bytes | bytearray | memoryv
     from .tvm_format import TVM_MAGICS, read_tvm
     from .vmx_format import VMX_MAGIC, load_vmx, read_vmx
 
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        head = bytes(source[:8])
-        path = None
-    else:
+    path = None
+    if not isinstance(source, (bytes, bytearray, memoryview)):
         path = Path(source)
         with path.open("rb") as file:
-            head = file.read(8)
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                head = file.read(8)
+            else:  # a pipe: can be read once, and not mapped
+                source, path = file.read(), None
+    if path is None:
+        head = bytes(source[:8])  # type: ignore[index,arg-type]
     try:
         if head == VMX_MAGIC:
             return read_vmx(memoryview(source)) if path is None else load_vmx(path)  # type: ignore[arg-type]

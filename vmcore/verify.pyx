@@ -577,8 +577,7 @@ cdef int check_row(object info, Py_ssize_t index, FunctionRow* row, int64_t n_in
         check_utf8(param, "param-names", "the parameter name")
     if row.kind == FunctionKind.KIND_NATIVE:
         if row.start_instr != 0 or row.end_instr != 0:
-            _fail("function-range", f"a compiled function has instructions {row.start_instr}..{row.end_instr}, not 0..0",
-                  name)
+            _fail("function-range", f"a compiled function has instructions {row.start_instr}..{row.end_instr}", name)
         if row.register_file_size <= row.num_args:
             _fail("native-registers", f"{row.register_file_size} registers for {row.num_args} arguments and a result",
                   name)

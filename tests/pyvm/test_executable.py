@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyvm.executable as px
+from pyvm.asm import assemble
 from pyvm.exec_builder import ExecBuilder
 from pyvm.executable import (
     DebugInfo,
@@ -115,8 +119,6 @@ def test_debug_tables_are_canonical(strings: list[str], data: st.DataObject) -> 
 @given(st.lists(SPECS, max_size=3), st.lists(SPECS, max_size=2))
 @settings(max_examples=50)
 def test_signatures_survive_json(params: list[px.Spec], results: list[px.Spec]) -> None:
-    import json
-
     signature = Signature(params, results)
     assert Signature.from_json(json.loads(json.dumps(signature.to_json()))) == signature
 
@@ -201,6 +203,13 @@ def test_equality() -> None:
         assert changed != sample()
 
 
+def test_pickle_and_copy(tmp_path: Path) -> None:
+    sample().save(tmp_path / "a.vmx")
+    for executable in (sample(), load_executable(tmp_path / "a.vmx")):
+        assert pickle.loads(pickle.dumps(executable)) == executable
+        assert copy.deepcopy(executable) == executable
+
+
 def test_as_python_rebuilds_the_executable() -> None:
     b = ExecBuilder()
     with b.function("main", 1):
@@ -249,8 +258,6 @@ def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
 
 def test_the_reference_interpreter_runs_a_loop() -> None:
     """sum of 1..n, by a backward jump."""
-    from pyvm.asm import assemble
-
     executable = assemble(
         """
         func @main(%0 n)

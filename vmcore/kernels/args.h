@@ -95,6 +95,15 @@ static inline int arg_tensor(const char *op, const Value *args, int32_t i, ArgTe
   return 0;
 }
 
+/* A tensor that the kernel writes: not one whose bytes are constant (they may be mapped read-only). */
+static inline int arg_output(const char *op, const Value *args, int32_t i, ArgTensor *out) {
+  if (VM_UNLIKELY(arg_tensor(op, args, i, out))) return -1;
+  const Object *o = (const Object *)value_ptr(&args[i]);
+  if (args[i].tag == VT_TENSOR && (o->flags & (OBJ_OWN_MASK | OBJ_READONLY)) == (OBJ_OWN | OBJ_READONLY))
+    return ARG_FAIL(ERR_VALUE, "%s: argument %d is an output, but the tensor is read-only", op, i);
+  return 0;
+}
+
 /* As arg_tensor, but none is allowed: then out->data and out->shape are NULL and *present is 0. */
 static inline int arg_optional_tensor(const char *op, const Value *args, int32_t i, ArgTensor *out, int *present) {
   *present = value_type(&args[i]) != VT_NONE;
@@ -243,35 +252,36 @@ static inline int check_inplace(const char *op, const ArgTensor *x, const ArgTen
 
 /* ---- the short way for small tensors ----------------------------------------------------------------------------- */
 
-/* Element count when all `k` tensors are float32 on the CPU, of one shape, with strides that say compact, and the last
- * one (the output) is one of the others or shares no byte with them; else -1: the caller then takes the full checks,
- * which word the errors and allow what this refuses (no strides, dimensions of size 0 or 1 with any stride). */
-static inline __attribute__((always_inline)) int64_t args_float32_alike(const DLTensor *const *t, int k) {
-  const DLTensor *out = t[k - 1];
-  uint32_t want, dtype;
-  const VmDataType f32 = {DL_FLOAT, 32, 1};
-  memcpy(&want, &f32, 4);
+/* Bytes of each of `k` tensors, when all are float32, of one shape and made by vmcore (so: on the CPU, compact), and the
+ * last one may be written and is one of the others or shares no byte with them; 0 otherwise, and when there is nothing
+ * to do: the caller then takes the full checks, which word the errors. */
+static inline __attribute__((always_inline)) int64_t args_own_float32(const Value *args, int k) {
   uint64_t bad = 0;
-  int32_t ndim = out->ndim;
-  if (VM_UNLIKELY((uint32_t)ndim > TENSOR_INLINE_NDIM)) return -1;
+  for (int i = 0; i < k; ++i) bad |= args[i].tag ^ VT_TENSOR;
+  if (VM_UNLIKELY(bad)) return 0;
+  const TensorObj *out = (const TensorObj *)value_ptr(&args[k - 1]);
+  const VmDataType f32 = {DL_FLOAT, 32, 1};
+  uint32_t want, dtype;
+  memcpy(&want, &f32, 4);
+  const int32_t ndim = out->dl.ndim;
+  bad = out->head.flags & OBJ_READONLY;
   for (int i = 0; i < k; ++i) {
-    memcpy(&dtype, &t[i]->dtype, 4);
-    bad |= (dtype ^ want) | (uint32_t)(t[i]->device_type ^ 1) | (uint32_t)(t[i]->ndim ^ ndim) | (t[i]->strides == NULL);
+    const TensorObj *t = (const TensorObj *)value_ptr(&args[i]);
+    memcpy(&dtype, &t->dl.dtype, 4);
+    bad |= (dtype ^ want) | ((t->head.flags & OBJ_OWN_MASK) ^ OBJ_OWN) | (uint32_t)(t->dl.ndim ^ ndim);
   }
-  if (VM_UNLIKELY(bad)) return -1;
-  int64_t n = 1;
-  for (int32_t d = ndim; d-- > 0;) {
-    int64_t size = out->shape[d];
-    for (int i = 0; i < k; ++i) bad |= (uint64_t)(t[i]->shape[d] ^ size) | (uint64_t)(t[i]->strides[d] ^ n);
-    bad |= (uint64_t)__builtin_mul_overflow(n, size, &n);
-  }
-  if (VM_UNLIKELY(bad != 0 || n <= 0 || n >= INT64_MAX / 4)) return -1;
-  uintptr_t to = (uintptr_t)out->data + out->byte_offset, nbytes = (uintptr_t)n * 4;
+  if (VM_UNLIKELY(bad)) return 0;
+  for (int32_t d = 0; d < ndim; ++d)
+    for (int i = 0; i < k - 1; ++i)
+      bad |= (uint64_t)(((const TensorObj *)value_ptr(&args[i]))->dl.shape[d] ^ out->dl.shape[d]);
+  const uintptr_t to = (uintptr_t)out->dl.data, nbytes = (uintptr_t)out->nbytes;
   for (int i = 0; i < k - 1; ++i) {
-    uintptr_t from = (uintptr_t)t[i]->data + t[i]->byte_offset;
-    if (VM_UNLIKELY(to - from < nbytes || from - to < nbytes) && to != from) return -1;
+    uintptr_t from = (uintptr_t)((const TensorObj *)value_ptr(&args[i]))->dl.data;
+    bad |= (uint64_t)((to - from < nbytes) | (from - to < nbytes)) & (uint64_t)(to != from);
   }
-  return n;
+  return VM_UNLIKELY(bad) ? 0 : (int64_t)nbytes;
 }
+
+static inline void *arg_own_data(const Value *v) { return ((const TensorObj *)value_ptr(v))->dl.data; }
 
 #endif

@@ -25,6 +25,7 @@ cdef extern from "vmcore/kernels/args.h" nogil:
     int arg_count_min(const char* op, int32_t n_args, int32_t least)
     int arg_fail_kind(const char* op, int32_t i, const char* wanted, const Value* v)
     int arg_tensor(const char* op, const Value* args, int32_t i, ArgTensor* out)
+    int arg_output(const char* op, const Value* args, int32_t i, ArgTensor* out)
     int arg_optional_tensor(const char* op, const Value* args, int32_t i, ArgTensor* out, bint* present)
     int arg_int(const char* op, const Value* args, int32_t i, int64_t* out)
     int arg_int_in(const char* op, const Value* args, int32_t i, int64_t low, int64_t high, int64_t* out)

@@ -296,18 +296,17 @@ __attribute__((noinline)) static int binary_run(const BinaryOp *op, const ArgTen
 __attribute__((noinline)) static int binary_checked(const BinaryOp *op, const Value *args, int32_t n_args) {
   ArgTensor a, b, out;
   if (arg_count(op->name, n_args, 3) || arg_tensor(op->name, args, 0, &a) || arg_tensor(op->name, args, 1, &b) ||
-      arg_tensor(op->name, args, 2, &out))
+      arg_output(op->name, args, 2, &out))
     return -1;
   return binary_run(op, &a, &b, &out);
 }
 
 static int binary_door(const BinaryOp *op, const Value *args, int32_t n_args) {
   if (VM_LIKELY(n_args == 3)) { /* PERF: as in unary_door */
-    const DLTensor *t[3] = {value_dltensor(&args[0]), value_dltensor(&args[1]), value_dltensor(&args[2])};
     BinaryLoop loop = op->loop[K_F32];
-    int64_t n = t[0] && t[1] && t[2] && loop && op->out == OUT_SAME ? args_float32_alike(t, 3) : -1;
-    if (VM_LIKELY(n > 0)) {
-      loop(dltensor_data(t[0]), dltensor_data(t[1]), dltensor_data(t[2]), n, 1, 1);
+    const uint64_t nbytes = (uint64_t)args_own_float32(args, 3);
+    if (VM_LIKELY(nbytes && loop && op->out == OUT_SAME)) {
+      loop(arg_own_data(&args[0]), arg_own_data(&args[1]), arg_own_data(&args[2]), nbytes / 4, 1, 1);
       return 0;
     }
   }
@@ -321,7 +320,7 @@ static int door_where(void *self, const Value *args, int32_t n_args, Value *ret)
   Broadcast rows;
   (void)self, (void)ret;
   if (arg_count(op, n_args, 4) || arg_tensor(op, args, 0, &c) || arg_tensor(op, args, 1, &a) ||
-      arg_tensor(op, args, 2, &b) || arg_tensor(op, args, 3, &out) || check_dtype(op, "condition", &c, DL_BOOL, 8) ||
+      arg_tensor(op, args, 2, &b) || arg_output(op, args, 3, &out) || check_dtype(op, "condition", &c, DL_BOOL, 8) ||
       check_same_dtype(op, &a, &b) || check_same_dtype(op, &a, &out) || check_elementwise_alias(op, &a, &out) ||
       check_elementwise_alias(op, &b, &out) || check_disjoint(op, &c, &out))
     return -1;

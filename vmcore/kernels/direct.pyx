@@ -12,9 +12,9 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from vmcore.status cimport raise_status
 from vmcore.value cimport (
-    DLTensor, KernelEntry, ShapeObj, VT_BOOL, VT_DLTENSOR_PTR, VT_FLOAT, VT_INT, VT_NONE, VT_RAW_STR, VT_SHAPE,
-    Value, object_init, value_float, value_release, value_set, value_set_bool, value_set_float, value_set_int,
-    value_set_none, value_set_object, value_type,
+    KernelEntry, OBJ_OWN, OBJ_READONLY, ShapeObj, TensorObj, VT_BOOL, VT_DLTENSOR_PTR, VT_FLOAT, VT_INT, VT_NONE,
+    VT_RAW_STR, VT_SHAPE, VT_TENSOR, Value, object_init, value_float, value_release, value_set, value_set_bool,
+    value_set_float, value_set_int, value_set_none, value_set_object, value_type,
 )
 
 from vmcore import errors, kernels
@@ -108,21 +108,32 @@ cdef class _Arguments:
         return 0
 
     cdef int store_array(self, Value* value, array) except -1:
+        """A tensor object as vmcore makes them, or a bare DLTensor when the array's strides do not fit one."""
         cdef int32_t ndim = array.ndim, i
-        cdef DLTensor* tensor = <DLTensor*>self.allocate(sizeof(DLTensor) + (2 * ndim + 1) * sizeof(int64_t))
-        cdef int64_t* dims = <int64_t*>(tensor + 1)
+        cdef TensorObj* tensor = <TensorObj*>self.allocate(sizeof(TensorObj) + 2 * ndim * sizeof(int64_t))
+        cdef int64_t* dims = tensor.dims
         dtype = DataType(array.dtype.name)
-        tensor.data = <void*><size_t>array.__array_interface__["data"][0]
-        tensor.device_type = 1
-        tensor.ndim = ndim
-        tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes = dtype.code, dtype.bits, dtype.lanes
-        tensor.shape = dims
-        tensor.strides = dims + ndim
-        for i in range(ndim):
+        tensor.dl.data = <void*><size_t>array.__array_interface__["data"][0]
+        tensor.dl.device_type = 1
+        tensor.dl.ndim = ndim
+        tensor.dl.dtype.code, tensor.dl.dtype.bits, tensor.dl.dtype.lanes = dtype.code, dtype.bits, dtype.lanes
+        tensor.dl.shape = dims
+        tensor.dl.strides = dims + ndim
+        tensor.nbytes = array.nbytes
+        compact = array.itemsize
+        for i in range(ndim - 1, -1, -1):
             dims[i] = array.shape[i]
             dims[ndim + i] = array.strides[i] // array.itemsize
+            if array.flags.c_contiguous:
+                dims[ndim + i] = compact // array.itemsize
+                compact *= max(array.shape[i], 1)
         self.keep.append(array)
-        value_set(value, VT_DLTENSOR_PTR, <int64_t><size_t>tensor)
+        if array.flags.c_contiguous:
+            object_init(&tensor.head, VT_TENSOR, NULL)
+            tensor.head.flags = OBJ_OWN if array.flags.writeable else OBJ_OWN | OBJ_READONLY
+            value_set_object(value, tensor)
+        else:
+            value_set(value, VT_DLTENSOR_PTR, <int64_t><size_t>&tensor.dl)
         return 0
 
 
@@ -183,7 +194,7 @@ def call_kernel(str name, *args) -> object:
 
 
 def time_kernel(str name, *args, int64_t number = 1000, int repeat = 5) -> float:
-    """Nanoseconds of one call of kernel `name`: the best of `repeat` runs of `number` calls, Python overhead excluded."""
+    """Nanoseconds of one call of kernel `name`, the best of `repeat` runs of `number` calls; no Python in between."""
     cdef const KernelEntry* entry = _find(name)
     cdef _Arguments held = _Arguments(args)
     cdef Value ret

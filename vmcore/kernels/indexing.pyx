@@ -7,8 +7,9 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy
 
 from vmcore.kernels.args cimport (
-    ARG_FAIL, ARGS_MAX_NDIM, ArgTensor, arg_axis, arg_count, arg_fail_one, arg_fail_pair, arg_int, arg_int_in, arg_tensor,
-    args_bind, check_disjoint, check_dtype, check_out_shape, check_same_dtype, check_same_shape,
+    ARGS_MAX_NDIM, ARG_FAIL, ArgTensor, arg_axis, arg_count, arg_fail_one, arg_fail_pair, arg_int, arg_int_in,
+    arg_output, arg_tensor, args_bind, check_disjoint, check_dtype, check_out_shape, check_same_dtype,
+    check_same_shape,
 )
 from vmcore.kernels.workspace cimport SLOT_OTHER, workspace
 from vmcore.status cimport fail
@@ -81,7 +82,7 @@ cdef int gather(void* self, const Value* args, int32_t n_args, Value* ret) noexc
     cdef char* dst
     cdef const char* src
     if (arg_count(op, n_args, 4) or arg_tensor(op, args, 0, &x) or arg_tensor(op, args, 1, &indices)
-            or arg_axis(op, args, 2, x.ndim, &axis) or arg_tensor(op, args, 3, &out) or check_same_dtype(op, &x, &out)
+            or arg_axis(op, args, 2, x.ndim, &axis) or arg_output(op, args, 3, &out) or check_same_dtype(op, &x, &out)
             or check_disjoint(op, &x, &out) or check_indices(op, &indices, &out)):
         return -1
     for d in range(axis):
@@ -151,7 +152,7 @@ cdef int gather_elements(void* self, const Value* args, int32_t n_args, Value* r
     cdef ArgTensor x, indices, out
     cdef int64_t axis
     if (arg_count(op, n_args, 4) or arg_tensor(op, args, 0, &x) or arg_tensor(op, args, 1, &indices)
-            or arg_axis(op, args, 2, x.ndim, &axis) or arg_tensor(op, args, 3, &out) or check_same_dtype(op, &x, &out)
+            or arg_axis(op, args, 2, x.ndim, &axis) or arg_output(op, args, 3, &out) or check_same_dtype(op, &x, &out)
             or check_disjoint(op, &x, &out) or check_indices(op, &indices, &out)
             or check_same_shape(op, &indices, &out)):
         return -1
@@ -185,7 +186,7 @@ cdef int scatter_elements(void* self, const Value* args, int32_t n_args, Value* 
     cdef int dtype
     if (arg_count(op, n_args, 6) or arg_tensor(op, args, 0, &x) or arg_tensor(op, args, 1, &indices)
             or arg_tensor(op, args, 2, &updates) or arg_axis(op, args, 3, x.ndim, &axis)
-            or arg_int_in(op, args, 4, 0, 4, &reduction) or arg_tensor(op, args, 5, &out)
+            or arg_int_in(op, args, 4, 0, 4, &reduction) or arg_output(op, args, 5, &out)
             or check_same_shape(op, &indices, &updates)):
         return -1
     if indices.ndim != x.ndim:
@@ -245,7 +246,7 @@ cdef int gather_nd(void* self, const Value* args, int32_t n_args, Value* ret) no
     cdef ArgTensor x, indices, out
     cdef int64_t batch_dims
     if (arg_count(op, n_args, 4) or arg_tensor(op, args, 0, &x) or arg_tensor(op, args, 1, &indices)
-            or arg_int_in(op, args, 2, 0, ARGS_MAX_NDIM, &batch_dims) or arg_tensor(op, args, 3, &out)
+            or arg_int_in(op, args, 2, 0, ARGS_MAX_NDIM, &batch_dims) or arg_output(op, args, 3, &out)
             or check_same_dtype(op, &x, &out) or check_disjoint(op, &x, &out) or check_indices(op, &indices, &out)):
         return -1
     return nd_walk(op, &x, &indices, &out, batch_dims, False, 0, 0)
@@ -259,7 +260,7 @@ cdef int scatter_nd(void* self, const Value* args, int32_t n_args, Value* ret) n
     cdef int dtype
     if (arg_count(op, n_args, 5) or arg_tensor(op, args, 0, &x) or arg_tensor(op, args, 1, &indices)
             or arg_tensor(op, args, 2, &updates) or arg_int_in(op, args, 3, 0, 4, &reduction)
-            or arg_tensor(op, args, 4, &out)
+            or arg_output(op, args, 4, &out)
             or prepare_scatter(op, &x, &indices, &updates, &out, reduction, &dtype)):
         return -1
     return nd_walk(op, &out, &indices, &updates, 0, True, <int>reduction, dtype)
@@ -277,7 +278,7 @@ cdef int one_hot(void* self, const Value* args, int32_t n_args, Value* ret) noex
     cdef int32_t d
     cdef int dtype
     if (arg_count(op, n_args, 5) or arg_tensor(op, args, 0, &indices) or arg_tensor(op, args, 1, &off)
-            or arg_tensor(op, args, 2, &on) or arg_tensor(op, args, 4, &out) or arg_axis(op, args, 3, out.ndim, &axis)
+            or arg_tensor(op, args, 2, &on) or arg_output(op, args, 4, &out) or arg_axis(op, args, 3, out.ndim, &axis)
             or check_same_dtype(op, &off, &out) or check_same_dtype(op, &on, &out) or check_disjoint(op, &indices, &out)
             or check_disjoint(op, &on, &out) or check_disjoint(op, &off, &out)):
         return -1
@@ -325,8 +326,8 @@ cdef int topk(void* self, const Value* args, int32_t n_args, Value* ret) noexcep
     cdef Ranked* heap
     if (arg_count(op, n_args, 7) or arg_tensor(op, args, 0, &x) or arg_axis(op, args, 2, x.ndim, &axis)
             or arg_int_in(op, args, 1, 0, x.shape[axis], &k) or arg_int(op, args, 3, &largest)
-            or arg_int(op, args, 4, &is_sorted) or arg_tensor(op, args, 5, &values)
-            or arg_tensor(op, args, 6, &indices) or check_same_dtype(op, &x, &values)
+            or arg_int(op, args, 4, &is_sorted) or arg_output(op, args, 5, &values)
+            or arg_output(op, args, 6, &indices) or check_same_dtype(op, &x, &values)
             or check_dtype(op, "indices", &indices, DL_INT, 64) or check_disjoint(op, &x, &values)
             or check_disjoint(op, &x, &indices) or check_disjoint(op, &values, &indices)):
         return -1
@@ -379,7 +380,7 @@ cdef int nonzero(void* self, const Value* args, int32_t n_args, Value* ret) noex
     cdef int64_t* to
     cdef int32_t d
     cdef int dtype
-    if (arg_count(op, n_args, 2) or arg_tensor(op, args, 0, &x) or arg_tensor(op, args, 1, &out)
+    if (arg_count(op, n_args, 2) or arg_tensor(op, args, 0, &x) or arg_output(op, args, 1, &out)
             or check_dtype(op, "output", &out, DL_INT, 64) or check_disjoint(op, &x, &out)):
         return -1
     dtype = kernel_dtype(x.dtype)

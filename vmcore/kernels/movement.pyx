@@ -7,9 +7,9 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
 from vmcore.kernels.args cimport (
-    ARG_FAIL, ARGS_MAX_NDIM, ArgShape, ArgTensor, arg_axis, arg_count, arg_count_min, arg_fail_kind, arg_fail_one,
-    arg_fail_pair, arg_float, arg_int, arg_int_in, arg_shape_in, arg_shape_sized, arg_tensor, args_bind, check_disjoint,
-    check_out_shape, check_same_dtype, check_same_shape,
+    ARGS_MAX_NDIM, ARG_FAIL, ArgShape, ArgTensor, arg_axis, arg_count, arg_count_min, arg_fail_kind, arg_fail_one,
+    arg_fail_pair, arg_float, arg_int, arg_int_in, arg_output, arg_shape_in, arg_shape_sized, arg_tensor, args_bind,
+    check_disjoint, check_out_shape, check_same_dtype, check_same_shape,
 )
 from vmcore.status cimport fail
 from vmcore.value cimport (
@@ -61,7 +61,7 @@ cdef int transpose(void* self, const Value* args, int32_t n_args, Value* ret) no
     cdef int32_t d
     cdef int64_t seen = 0
     if (arg_count(op, n_args, 3) or arg_tensor(op, args, 0, &x)
-            or arg_shape_in(op, args, 1, x.ndim, 0, x.ndim - 1, &perm) or arg_tensor(op, args, 2, &out)
+            or arg_shape_in(op, args, 1, x.ndim, 0, x.ndim - 1, &perm) or arg_output(op, args, 2, &out)
             or moved(op, &x, &out)):
         return -1
     for d in range(x.ndim):
@@ -88,7 +88,7 @@ cdef int concat(void* self, const Value* args, int32_t n_args, Value* ret) noexc
     cdef int32_t i, d
     cdef char* dst
     cdef View view
-    if (arg_count_min(op, n_args, 3) or arg_tensor(op, args, n_args - 1, &out)
+    if (arg_count_min(op, n_args, 3) or arg_output(op, args, n_args - 1, &out)
             or arg_axis(op, args, n_args - 2, out.ndim, &axis)):
         return -1
     for i in range(n_args - 2):
@@ -138,7 +138,7 @@ cdef int strided_slice(void* self, const Value* args, int32_t n_args, Value* ret
     cdef int32_t d
     cdef View view
     if (arg_count(op, n_args, 4) or arg_tensor(op, args, 0, &x) or arg_shape_sized(op, args, 1, x.ndim, &begins)
-            or arg_shape_in(op, args, 2, x.ndim, -MAX_PAD, MAX_PAD, &steps) or arg_tensor(op, args, 3, &out)
+            or arg_shape_in(op, args, 2, x.ndim, -MAX_PAD, MAX_PAD, &steps) or arg_output(op, args, 3, &out)
             or moved(op, &x, &out)):
         return -1
     if out.ndim != x.ndim:
@@ -170,7 +170,7 @@ cdef int broadcast_to(void* self, const Value* args, int32_t n_args, Value* ret)
     cdef int64_t[ARGS_MAX_NDIM] from_, to
     cdef int32_t d, lead
     cdef View view
-    if (arg_count(op, n_args, 2) or arg_tensor(op, args, 0, &x) or arg_tensor(op, args, 1, &out)
+    if (arg_count(op, n_args, 2) or arg_tensor(op, args, 0, &x) or arg_output(op, args, 1, &out)
             or moved(op, &x, &out)):
         return -1
     lead = out.ndim - x.ndim
@@ -198,7 +198,7 @@ cdef int tile(void* self, const Value* args, int32_t n_args, Value* ret) noexcep
     cdef int64_t[ARGS_MAX_NDIM] from_, to
     cdef int32_t d
     cdef View view
-    if (arg_count(op, n_args, 2) or arg_tensor(op, args, 0, &x) or arg_tensor(op, args, 1, &out)
+    if (arg_count(op, n_args, 2) or arg_tensor(op, args, 0, &x) or arg_output(op, args, 1, &out)
             or moved(op, &x, &out)):
         return -1
     if x.ndim != out.ndim:
@@ -251,7 +251,7 @@ cdef int fill(void* self, const Value* args, int32_t n_args, Value* ret) noexcep
     """fill(value, out): every element is value (a number, or a tensor of one element)."""
     cdef ArgTensor out
     cdef char[16] value
-    if (arg_count("fill", n_args, 2) or arg_tensor("fill", args, 1, &out)
+    if (arg_count("fill", n_args, 2) or arg_output("fill", args, 1, &out)
             or scalar_bytes("fill", args, 0, &out, value)):
         return -1
     fill_pattern(out.data, value, out.numel, out.itemsize)
@@ -261,7 +261,7 @@ cdef int fill(void* self, const Value* args, int32_t n_args, Value* ret) noexcep
 cdef int copy(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
     """copy(x, out): the same elements in the same order; shapes may differ."""
     cdef ArgTensor x, out
-    if (arg_count("copy", n_args, 2) or arg_tensor("copy", args, 0, &x) or arg_tensor("copy", args, 1, &out)
+    if (arg_count("copy", n_args, 2) or arg_tensor("copy", args, 0, &x) or arg_output("copy", args, 1, &out)
             or moved("copy", &x, &out)):
         return -1
     if x.numel != out.numel:
@@ -281,7 +281,7 @@ cdef int arange(void* self, const Value* args, int32_t n_args, Value* ret) noexc
     cdef int64_t i, j, n
     cdef int dtype
     cdef bint whole
-    if (arg_count(op, n_args, 3) or arg_tensor(op, args, 2, &out) or arg_float(op, args, 0, &start)
+    if (arg_count(op, n_args, 3) or arg_output(op, args, 2, &out) or arg_float(op, args, 0, &start)
             or arg_float(op, args, 1, &step)):
         return -1
     dtype = kernel_dtype(out.dtype)
@@ -325,7 +325,7 @@ cdef int pad(void* self, const Value* args, int32_t n_args, Value* ret) noexcept
     cdef View view
     if (arg_count(op, n_args, 5) or arg_tensor(op, args, 0, &x)
             or arg_shape_in(op, args, 1, 2 * x.ndim, -MAX_PAD, MAX_PAD, &pads) or arg_int_in(op, args, 2, 0, 3, &mode)
-            or arg_tensor(op, args, 4, &out) or moved(op, &x, &out)):
+            or arg_output(op, args, 4, &out) or moved(op, &x, &out)):
         return -1
     if mode == 0:
         if scalar_bytes(op, args, 3, &out, value):
@@ -334,7 +334,7 @@ cdef int pad(void* self, const Value* args, int32_t n_args, Value* ret) noexcept
         begin = pads.data[d]
         end = pads.data[x.ndim + d]
         if mode != 0 and (begin < 0 or end < 0 or (x.shape[d] == 0 and begin + end > 0)):
-            return ARG_FAIL(ERR_VALUE, "pad: only constant padding takes negative pads or an empty dimension; dimension "
+            return ARG_FAIL(ERR_VALUE, "pad: only constant padding takes negative pads or empty dimensions; dimension "
                             "%d of size %lld has %lld and %lld", d, <long long>x.shape[d], <long long>begin,
                             <long long>end)
         shape[d] = x.shape[d] + begin + end
@@ -373,12 +373,12 @@ cdef int pad(void* self, const Value* args, int32_t n_args, Value* ret) noexcept
 
 
 cdef int trilu(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
-    """trilu(x, k, upper, out): the upper (lower) triangle from diagonal k of the last two dimensions, zeros elsewhere."""
+    """trilu(x, k, upper, out): the upper (lower) triangle from diagonal k of the last two dimensions, else 0."""
     cdef const char* op = "trilu"
     cdef ArgTensor x, out
     cdef int64_t k, upper, rows, columns, r, row, edge, low, high, item
     if (arg_count(op, n_args, 4) or arg_tensor(op, args, 0, &x) or arg_int(op, args, 1, &k)
-            or arg_int(op, args, 2, &upper) or arg_tensor(op, args, 3, &out) or moved(op, &x, &out)
+            or arg_int(op, args, 2, &upper) or arg_output(op, args, 3, &out) or moved(op, &x, &out)
             or check_same_shape(op, &x, &out)):
         return -1
     if x.ndim < 2:
@@ -406,7 +406,7 @@ cdef int eye(void* self, const Value* args, int32_t n_args, Value* ret) noexcept
     cdef int64_t k, r, one = 1
     cdef char[16] value
     cdef int dtype
-    if arg_count("eye", n_args, 2) or arg_int("eye", args, 0, &k) or arg_tensor("eye", args, 1, &out):
+    if arg_count("eye", n_args, 2) or arg_int("eye", args, 0, &k) or arg_output("eye", args, 1, &out):
         return -1
     if out.ndim != 2:
         return arg_fail_one("eye", ERR_SHAPE, "needs a matrix", "output", &out)
@@ -429,7 +429,7 @@ cdef int check_blocks(const char* op, const Value* args, int32_t n_out, ArgTenso
     """x (n, c, h, w) against out for depth_to_space, or with the roles exchanged."""
     cdef ArgTensor* deep = x if to_space else out
     cdef ArgTensor* wide = out if to_space else x
-    if (arg_tensor(op, args, 0, x) or arg_int_in(op, args, 1, 1, 1 << 20, block) or arg_tensor(op, args, n_out, out)
+    if (arg_tensor(op, args, 0, x) or arg_int_in(op, args, 1, 1, 1 << 20, block) or arg_output(op, args, n_out, out)
             or moved(op, x, out)):
         return -1
     if x.ndim != 4 or out.ndim != 4:
@@ -503,7 +503,7 @@ cdef int reverse_sequence(void* self, const Value* args, int32_t n_args, Value* 
     cdef View view
     if (arg_count(op, n_args, 5) or arg_tensor(op, args, 0, &x) or arg_tensor(op, args, 1, &lens)
             or arg_axis(op, args, 2, x.ndim, &batch_axis) or arg_axis(op, args, 3, x.ndim, &time_axis)
-            or arg_tensor(op, args, 4, &out) or moved(op, &x, &out) or check_same_shape(op, &x, &out)
+            or arg_output(op, args, 4, &out) or moved(op, &x, &out) or check_same_shape(op, &x, &out)
             or check_disjoint(op, &lens, &out)):
         return -1
     if batch_axis == time_axis:

@@ -1,7 +1,7 @@
 """Softmax, log-softmax, hardmax and the normalizations. Loops are in norm.h.
 
-Outputs may be the input's memory. float16 and bfloat16 are computed in float32; parameters (scale, bias, mean, variance)
-may have another float type than x.
+Outputs may be the input's memory. float16 and bfloat16 are computed in float32; parameters (scale, bias, mean,
+variance) may have another float type than x.
 """
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t, int64_t
@@ -9,7 +9,7 @@ from libc.stddef cimport size_t
 
 from vmcore.kernels.args cimport (
     ARG_FAIL, ArgTensor, arg_axis, arg_count, arg_fail_one, arg_fail_pair, arg_float, arg_int_in, arg_optional_tensor,
-    arg_tensor, args_bind, check_disjoint, check_inplace, check_same_dtype, check_same_shape,
+    arg_output, arg_tensor, args_bind, check_disjoint, check_inplace, check_same_dtype, check_same_shape,
 )
 from vmcore.kernels.workspace cimport SLOT_OTHER, workspace
 from vmcore.status cimport fail
@@ -93,7 +93,7 @@ cdef int softmax_door(const char* op, const Value* args, int32_t n_args, bint lo
     cdef Job job
     cdef int64_t axis, outer, n, inner, o, step
     if (arg_count(op, n_args, 3) or arg_tensor(op, args, 0, &job.x) or arg_axis(op, args, 1, job.x.ndim, &axis)
-            or arg_tensor(op, args, 2, &job.out) or begin(op, &job)):
+            or arg_output(op, args, 2, &job.out) or begin(op, &job)):
         return -1
     if job.x.numel == 0:
         return 0
@@ -121,7 +121,7 @@ cdef int hardmax(void* self, const Value* args, int32_t n_args, Value* ret) noex
     cdef Job job
     cdef int64_t axis, outer, inner
     if (arg_count("hardmax", n_args, 3) or arg_tensor("hardmax", args, 0, &job.x)
-            or arg_axis("hardmax", args, 1, job.x.ndim, &axis) or arg_tensor("hardmax", args, 2, &job.out)
+            or arg_axis("hardmax", args, 1, job.x.ndim, &axis) or arg_output("hardmax", args, 2, &job.out)
             or begin("hardmax", &job)):
         return -1
     if job.x.numel == 0:
@@ -140,7 +140,7 @@ cdef int lp_norm(void* self, const Value* args, int32_t n_args, Value* ret) noex
     cdef int64_t axis, p, outer, inner
     if (arg_count("lp_norm", n_args, 4) or arg_tensor("lp_norm", args, 0, &job.x)
             or arg_axis("lp_norm", args, 1, job.x.ndim, &axis) or arg_int_in("lp_norm", args, 2, 1, 2, &p)
-            or arg_tensor("lp_norm", args, 3, &job.out) or begin("lp_norm", &job)):
+            or arg_output("lp_norm", args, 3, &job.out) or begin("lp_norm", &job)):
         return -1
     if job.x.numel == 0:
         return 0
@@ -152,7 +152,8 @@ cdef int lp_norm(void* self, const Value* args, int32_t n_args, Value* ret) noex
     return finish(&job)
 
 
-cdef int convert_params(const char* op, Job* job, ArgTensor** params, int32_t n_params, char** converted) noexcept nogil:
+cdef int convert_params(const char* op, Job* job, ArgTensor** params, int32_t n_params,
+                        char** converted) noexcept nogil:
     """converted[i] = params[i] in the computing type, in a workspace unless it has that type already."""
     cdef int32_t i
     cdef int dtype, work = K_F64 if job.dtype == K_F64 else K_F32
@@ -220,7 +221,7 @@ cdef int row_norm(const char* op, Job* job, ArgTensor* scale, ArgTensor* bias, i
 
 
 cdef int layer_norm(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
-    """layer_norm(x, scale, [bias], axis, eps, out): (x - mean) / sqrt(variance + eps) * scale + bias over [axis, ndim)."""
+    """layer_norm(x, scale, [bias], axis, eps, out): (x - mean) / sqrt(var + eps) * scale + bias over [axis, ndim)."""
     cdef Job job
     cdef ArgTensor scale, bias
     cdef bint has_bias
@@ -229,7 +230,7 @@ cdef int layer_norm(void* self, const Value* args, int32_t n_args, Value* ret) n
     if (arg_count("layer_norm", n_args, 6) or arg_tensor("layer_norm", args, 0, &job.x)
             or arg_tensor("layer_norm", args, 1, &scale) or arg_optional_tensor("layer_norm", args, 2, &bias, &has_bias)
             or arg_axis("layer_norm", args, 3, job.x.ndim, &axis) or arg_float("layer_norm", args, 4, &eps)
-            or arg_tensor("layer_norm", args, 5, &job.out) or begin("layer_norm", &job)):
+            or arg_output("layer_norm", args, 5, &job.out) or begin("layer_norm", &job)):
         return -1
     return row_norm("layer_norm", &job, &scale, &bias, axis, eps, True)
 
@@ -245,7 +246,7 @@ cdef int rms_norm(void* self, const Value* args, int32_t n_args, Value* ret) noe
     bias.numel = bias.nbytes = 0
     if (arg_count("rms_norm", n_args, 5) or arg_tensor("rms_norm", args, 0, &job.x)
             or arg_tensor("rms_norm", args, 1, &scale) or arg_axis("rms_norm", args, 2, job.x.ndim, &axis)
-            or arg_float("rms_norm", args, 3, &eps) or arg_tensor("rms_norm", args, 4, &job.out)
+            or arg_float("rms_norm", args, 3, &eps) or arg_output("rms_norm", args, 4, &job.out)
             or begin("rms_norm", &job)):
         return -1
     return row_norm("rms_norm", &job, &scale, &bias, axis, eps, False)
@@ -284,7 +285,7 @@ cdef int batch_norm(void* self, const Value* args, int32_t n_args, Value* ret) n
         params[k] = &tensors[k]
         if arg_tensor(op, args, 1 + k, &tensors[k]):
             return -1
-    if (arg_float(op, args, 5, &eps) or arg_tensor(op, args, 6, &job.out) or begin(op, &job)
+    if (arg_float(op, args, 5, &eps) or arg_output(op, args, 6, &job.out) or begin(op, &job)
             or split_channels(op, &job, &channels, &inner)):
         return -1
     for k in range(4):
@@ -345,11 +346,11 @@ cdef int instance_norm(void* self, const Value* args, int32_t n_args, Value* ret
     cdef ArgTensor scale, bias
     cdef double eps
     if (arg_count(op, n_args, 5) or arg_tensor(op, args, 0, &job.x) or arg_tensor(op, args, 1, &scale)
-            or arg_tensor(op, args, 2, &bias) or arg_float(op, args, 3, &eps) or arg_tensor(op, args, 4, &job.out)
+            or arg_tensor(op, args, 2, &bias) or arg_float(op, args, 3, &eps) or arg_output(op, args, 4, &job.out)
             or begin(op, &job)):
         return -1
     if job.x.ndim < 2 or job.x.shape[1] == 0:
-        return arg_fail_one(op, ERR_SHAPE, "needs at least 2 dimensions (batch, channel) and a channel", "input", &job.x)
+        return arg_fail_one(op, ERR_SHAPE, "needs at least 2 dimensions and a channel", "input", &job.x)
     return grouped_norm(op, &job, &scale, &bias, job.x.shape[1], eps)
 
 
@@ -362,7 +363,7 @@ cdef int group_norm(void* self, const Value* args, int32_t n_args, Value* ret) n
     cdef double eps
     if (arg_count(op, n_args, 6) or arg_tensor(op, args, 0, &job.x) or arg_tensor(op, args, 1, &scale)
             or arg_tensor(op, args, 2, &bias) or arg_int_in(op, args, 3, 1, 1 << 30, &groups)
-            or arg_float(op, args, 4, &eps) or arg_tensor(op, args, 5, &job.out) or begin(op, &job)):
+            or arg_float(op, args, 4, &eps) or arg_output(op, args, 5, &job.out) or begin(op, &job)):
         return -1
     return grouped_norm(op, &job, &scale, &bias, groups, eps)
 
@@ -375,7 +376,7 @@ cdef int lrn(void* self, const Value* args, int32_t n_args, Value* ret) noexcept
     cdef double alpha, beta, bias
     if (arg_count(op, n_args, 6) or arg_tensor(op, args, 0, &job.x) or arg_int_in(op, args, 1, 1, 1 << 30, &size)
             or arg_float(op, args, 2, &alpha) or arg_float(op, args, 3, &beta) or arg_float(op, args, 4, &bias)
-            or arg_tensor(op, args, 5, &job.out) or check_disjoint(op, &job.x, &job.out) or begin(op, &job)
+            or arg_output(op, args, 5, &job.out) or check_disjoint(op, &job.x, &job.out) or begin(op, &job)
             or split_channels(op, &job, &channels, &inner)):
         return -1
     if job.x.numel == 0:
@@ -409,7 +410,10 @@ cdef const KernelEntry* kernel_table(int* n) noexcept:
 
 
 def select_isa(level=None) -> int:
-    """Use the loops of instruction set `level` (0 base, 1 x86-64-v3, 2 x86-64-v4), capped by the CPU; None: the best."""
+    """Use the loops of instruction set `level` (0 base, 1 x86-64-v3, 2 x86-64-v4), capped by the CPU; None: the best.
+
+    Returns the level in use. For tests and benchmarks; not safe while kernels run.
+    """
     cdef int best = vm_isa_detect()
     cdef int isa = best if level is None else max(0, min(best, level))
     norm_init(isa)

@@ -7,8 +7,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memset
 
 from vmcore.kernels.args cimport (
-    ARG_FAIL, ARGS_MAX_NDIM, ArgShape, ArgTensor, arg_axis, arg_count, arg_fail_one, arg_fail_pair, arg_int, arg_shape,
-    arg_tensor, args_bind, check_disjoint, check_dtype, check_same_dtype, check_same_shape,
+    ARGS_MAX_NDIM, ARG_FAIL, ArgShape, ArgTensor, arg_axis, arg_count, arg_fail_one, arg_fail_pair, arg_int,
+    arg_output, arg_shape, arg_tensor, args_bind, check_disjoint, check_dtype, check_same_dtype, check_same_shape,
 )
 from vmcore.kernels.workspace cimport SLOT_OTHER, workspace
 from vmcore.status cimport fail
@@ -182,7 +182,7 @@ cdef int reduce_door(const char* op, const Value* args, int32_t n_args, int redu
     cdef char* result
     cdef int dtype, work
     if (arg_count(op, n_args, 3) or arg_tensor(op, args, 0, &x) or arg_shape(op, args, 1, &axes)
-            or arg_tensor(op, args, 2, &out) or check_same_dtype(op, &x, &out) or check_disjoint(op, &x, &out)
+            or arg_output(op, args, 2, &out) or check_same_dtype(op, &x, &out) or check_disjoint(op, &x, &out)
             or make_plan(op, &x, &axes, &out, &plan)):
         return -1
     dtype = kernel_dtype(x.dtype)
@@ -290,7 +290,7 @@ cdef int arg_extreme(const char* op, const Value* args, int32_t n_args, bint sma
     cdef char* data
     cdef int dtype
     if (arg_count(op, n_args, 4) or arg_tensor(op, args, 0, &x) or arg_axis(op, args, 1, x.ndim, &axis)
-            or arg_int(op, args, 2, &last) or arg_tensor(op, args, 3, &out)
+            or arg_int(op, args, 2, &last) or arg_output(op, args, 3, &out)
             or check_dtype(op, "output", &out, DL_INT, 64) or check_disjoint(op, &x, &out)):
         return -1
     axes.data = &axis
@@ -331,7 +331,7 @@ cdef int cumsum(void* self, const Value* args, int32_t n_args, Value* ret) noexc
     cdef int dtype
     if (arg_count("cumsum", n_args, 5) or arg_tensor("cumsum", args, 0, &x)
             or arg_axis("cumsum", args, 1, x.ndim, &axis) or arg_int("cumsum", args, 2, &exclusive)
-            or arg_int("cumsum", args, 3, &reverse) or arg_tensor("cumsum", args, 4, &out)
+            or arg_int("cumsum", args, 3, &reverse) or arg_output("cumsum", args, 4, &out)
             or check_same_dtype("cumsum", &x, &out) or check_same_shape("cumsum", &x, &out)
             or check_disjoint("cumsum", &x, &out)):
         return -1
@@ -378,7 +378,10 @@ cdef const KernelEntry* kernel_table(int* n) noexcept:
 
 
 def select_isa(level=None) -> int:
-    """Use the loops of instruction set `level` (0 base, 1 x86-64-v3, 2 x86-64-v4), capped by the CPU; None: the best."""
+    """Use the loops of instruction set `level` (0 base, 1 x86-64-v3, 2 x86-64-v4), capped by the CPU; None: the best.
+
+    Returns the level in use. For tests and benchmarks; not safe while kernels run.
+    """
     cdef int best = vm_isa_detect()
     cdef int isa = best if level is None else max(0, min(best, level))
     reduce_init(isa)

@@ -7,8 +7,8 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
 from vmcore.kernels.args cimport (
-    ARG_FAIL, ARGS_MAX_NDIM, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_float, arg_int_in,
-    arg_optional_tensor, arg_tensor, args_bind, check_disjoint, check_dtype, check_same_dtype,
+    ARGS_MAX_NDIM, ARG_FAIL, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_float, arg_int_in,
+    arg_optional_tensor, arg_output, arg_tensor, args_bind, check_disjoint, check_dtype, check_same_dtype,
 )
 from vmcore.kernels.workspace cimport SLOT_OTHER, workspace
 from vmcore.status cimport fail
@@ -88,7 +88,7 @@ cdef int resize(void* self, const Value* args, int32_t n_args, Value* ret) noexc
     if (arg_count(op, n_args, 7) or arg_tensor(op, args, 0, &x) or arg_int_in(op, args, 1, 0, 2, &mode)
             or arg_int_in(op, args, 2, 0, 4, &coord) or arg_int_in(op, args, 3, 0, 3, &nearest)
             or arg_float(op, args, 4, &cubic_a) or arg_optional_tensor(op, args, 5, &scales, &has_scales)
-            or arg_tensor(op, args, 6, &out) or check_same_dtype(op, &x, &out) or check_disjoint(op, &x, &out)):
+            or arg_output(op, args, 6, &out) or check_same_dtype(op, &x, &out) or check_disjoint(op, &x, &out)):
         return -1
     if x.ndim != out.ndim:
         return arg_fail_pair(op, ERR_SHAPE, "ranks differ", "input", &x, "output", &out)

@@ -41,7 +41,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[int]:
     binary.select_isa()
 
 
-def run(name: str, a: np.ndarray, b: np.ndarray, dtype: object = None) -> np.ndarray:
+def run(name: str, a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
     out = np.empty(np.broadcast_shapes(a.shape, b.shape), dtype or a.dtype)
     call_kernel(name, np.ascontiguousarray(a).reshape(a.shape), np.ascontiguousarray(b).reshape(b.shape), out)
     return out
@@ -80,7 +80,7 @@ def test_floats(name: str, dtype: str, isa: int) -> None:
 @pytest.mark.parametrize("exponent", [2, 3, 0.5, -1, 1.5])
 def test_power_with_one_exponent(exponent: float) -> None:
     x = np.abs(RNG.standard_normal((3, 40))).astype(np.float32)
-    np.testing.assert_allclose(run("pow", x, np.array(exponent, np.float32)), x**np.float32(exponent), 1e-6)
+    np.testing.assert_allclose(run("pow", x, np.array(exponent, np.float32)), x ** np.float32(exponent), 1e-6)
 
 
 @pytest.mark.parametrize("dtype", SIGNED + UNSIGNED)
@@ -96,7 +96,9 @@ def test_integers(dtype: str) -> None:
             np.testing.assert_array_equal(run(name, a, b[:1]), ARITHMETIC[name](a, b[:1]), name)
         np.testing.assert_array_equal(run("pow", a, small), np.power(a, small))
     wrapped = truncated(a, b)
-    np.testing.assert_array_equal(run("div", a, b), np.array([int(v) & (2**info.bits - 1) for v in wrapped], f"uint{info.bits}").view(dtype))
+    np.testing.assert_array_equal(
+        run("div", a, b), np.array([int(v) & (2**info.bits - 1) for v in wrapped], f"uint{info.bits}").view(dtype)
+    )
     for name in COMPARISONS:
         np.testing.assert_array_equal(run(name, a, b, bool), getattr(np, name)(a, b))
     for name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
@@ -129,7 +131,9 @@ def test_integer_edges() -> None:
 def test_comparisons_follow_ieee(dtype: str, isa: int) -> None:
     values = np.array([0, -0.0, 1, -1, np.inf, -np.inf, np.nan], dtype)
     for name in COMPARISONS:
-        np.testing.assert_array_equal(run(name, values[:, None], values, bool), getattr(np, name)(values[:, None], values))
+        np.testing.assert_array_equal(
+            run(name, values[:, None], values, bool), getattr(np, name)(values[:, None], values)
+        )
 
 
 def test_logical() -> None:

@@ -161,7 +161,9 @@ def test_integers(dtype: str) -> None:
     np.testing.assert_array_equal(unary("bitwise_not", x), ~x)
     np.testing.assert_array_equal(unary("clip", x, 1, 4), np.clip(x, 1, 4))
     np.testing.assert_array_equal(unary("clip", x, None, 2.9), np.minimum(x, 2))
-    np.testing.assert_array_equal(unary("clip", x, -(2**62), None), x if info.bits < 64 else np.maximum(x, -(2**62) if info.min else 0))
+    np.testing.assert_array_equal(
+        unary("clip", x, -(2**62), None), x if info.bits < 64 else np.maximum(x, -(2**62) if info.min else 0)
+    )
     np.testing.assert_array_equal(unary("clip", x, None, None), x)
     with pytest.raises(errors.DTypeMismatchError):
         unary("exp", x)
@@ -186,5 +188,7 @@ def test_logical_not_and_classes() -> None:
         np.testing.assert_array_equal(out, np.isnan(x))
         for negative, positive in ((True, True), (True, False), (False, True), (False, False)):
             call_kernel("is_inf", x, negative, positive, out)
-            expected = (np.isposinf(x) if positive else False) | (np.isneginf(x) if negative else np.zeros(x.shape, bool))
+            expected = (np.isposinf(x) if positive else False) | (
+                np.isneginf(x) if negative else np.zeros(x.shape, bool)
+            )
             np.testing.assert_array_equal(out, expected)

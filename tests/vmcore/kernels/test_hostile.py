@@ -74,7 +74,9 @@ print("ran", ran)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_random_arguments(seed: int, run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_random_arguments(
+    seed: int, run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     result = run_python("-W", "ignore", "-c", SCRIPT, str(seed), "20000", cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     assert int(result.stdout.split()[1]) > 100
@@ -84,7 +86,17 @@ def test_random_arguments(seed: int, run_python: Callable[..., subprocess.Comple
 def test_wrong_counts_and_kinds(name: str) -> None:
     x = np.ones((2, 2), np.float32)
     strided = np.ones((4, 4), np.float32)[::2, ::2]
-    for args in ((), (x,) * 12, (1,), ("text",) * 3, (None, None), (None,) * 4, (1.5,) * 5, (strided,) * 2, (strided, 0, strided)):
+    for args in (
+        (),
+        (x,) * 12,
+        (1,),
+        ("text",) * 3,
+        (None, None),
+        (None,) * 4,
+        (1.5,) * 5,
+        (strided,) * 2,
+        (strided, 0, strided),
+    ):
         with pytest.raises(errors.ExecutionError):
             call_kernel(name, *args)
 

@@ -56,7 +56,9 @@ def test_gather_and_scatter_elements(axis: int) -> None:
         run("scatter_elements", x, indices, updates, axis, reduction, like=expected)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int8", "uint16", "int32", "int64", "uint64", "bool"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "float64", "float16", "int8", "uint16", "int32", "int64", "uint64", "bool"]
+)
 @pytest.mark.parametrize("reduction", [0, 1, 2, 3, 4])
 def test_scatter_nd(dtype: str, reduction: int) -> None:
     x = (filled((4, 5, 3)) % 4).astype(dtype)
@@ -88,9 +90,23 @@ def test_one_hot(dtype: str) -> None:
     indices = np.array([[0, 2, 4], [1, 9, 3]]).astype(dtype)
     for axis in (0, 1, 2, -1):
         hot = (indices[..., None] == np.arange(5)).astype(np.float32) * 3 - 1
-        run("one_hot", indices, np.array(-1, np.float32), np.array([2], np.float32), axis, like=np.moveaxis(hot, -1, axis))
+        run(
+            "one_hot",
+            indices,
+            np.array(-1, np.float32),
+            np.array([2], np.float32),
+            axis,
+            like=np.moveaxis(hot, -1, axis),
+        )
     if dtype != "uint8":
-        run("one_hot", np.array([-1, -5, -6], dtype), np.array(0), np.array(1), -1, like=np.eye(5, dtype=int)[[4, 0, 0]] * [[1], [1], [0]])
+        run(
+            "one_hot",
+            np.array([-1, -5, -6], dtype),
+            np.array(0),
+            np.array(1),
+            -1,
+            like=np.eye(5, dtype=int)[[4, 0, 0]] * [[1], [1], [0]],
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int8", "int64", "uint64", "bool"])

@@ -30,7 +30,9 @@ def run(name: str, *args: object, like: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 3, 4), (17, 33), (1, 5, 1, 40), (3, 0, 2), (2, 3, 4, 5, 2), (), (65, 16), (3, 130)])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 4), (17, 33), (1, 5, 1, 40), (3, 0, 2), (2, 3, 4, 5, 2), (), (65, 16), (3, 130)]
+)
 def test_transpose(shape: tuple[int, ...], dtype: str) -> None:
     x = filled(shape, dtype)
     for perm in itertools.permutations(range(len(shape))):
@@ -124,7 +126,9 @@ def test_pad_crops_and_refuses() -> None:
     x = filled((4, 6))
     run("pad", x, Shape((-1, 2, 0, -3)), 0, 1.5, like=np.pad(x[1:, :3], ((0, 0), (2, 0)), constant_values=1.5))
     run("pad", x, Shape((-5, 0, 3, 0)), 0, 0, like=np.zeros((2, 6), np.float32))
-    run("pad", x, Shape((1, 0, 0, 0)), 0, np.array([3], np.float32), like=np.pad(x, ((1, 0), (0, 0)), constant_values=3))
+    run(
+        "pad", x, Shape((1, 0, 0, 0)), 0, np.array([3], np.float32), like=np.pad(x, ((1, 0), (0, 0)), constant_values=3)
+    )
     for args in ((Shape((-1, 0, 0, 0)), 1, 0), (Shape((0, 0, 0)), 0, 0), (Shape((0, 0, 0, 0)), 4, 0)):
         with pytest.raises(errors.ArgumentValueError):
             call_kernel("pad", x, *args, x.copy())

@@ -120,7 +120,11 @@ def test_lrn(dtype: str, size: int, isa: int) -> None:
 
 def test_empty_and_refused() -> None:
     x = np.zeros((0, 4), np.float32)
-    for name, args in (("softmax", (1,)), ("log_softmax", (0,)), ("layer_norm", (np.ones(4, np.float32), None, 1, 1e-5))):
+    for name, args in (
+        ("softmax", (1,)),
+        ("log_softmax", (0,)),
+        ("layer_norm", (np.ones(4, np.float32), None, 1, 1e-5)),
+    ):
         call_kernel(name, x, *args, x.copy())
     y = np.zeros((2, 4), np.float32)
     ones = np.ones(4, np.float32)

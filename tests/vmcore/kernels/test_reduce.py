@@ -67,7 +67,9 @@ def test_long_runs(name: str, shape: tuple[int, ...], isa: int) -> None:
     for axes in ((0,), (len(shape) - 1,), tuple(range(len(shape)))):
         expected = FORMULAS[name](x.astype(np.float64), axes)
         with np.errstate(over="ignore"):
-            np.testing.assert_allclose(run(name, x, axes), expected.astype(np.float32), 2e-4 if "prod" in name else 1e-5)
+            np.testing.assert_allclose(
+                run(name, x, axes), expected.astype(np.float32), 2e-4 if "prod" in name else 1e-5
+            )
 
 
 def test_float32_sum_is_accurate(isa: int) -> None:

@@ -21,12 +21,19 @@ NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 def oracle(x: np.ndarray, mode: int, coord: int, nearest: int, a: float, scales: list[float]) -> np.ndarray:
     node = onnx.helper.make_node(
-        "Resize", ["x", "", "scales"], ["y"], mode=MODES[mode], coordinate_transformation_mode=COORDS[coord],
-        nearest_mode=NEAREST[nearest], cubic_coeff_a=a,
+        "Resize",
+        ["x", "", "scales"],
+        ["y"],
+        mode=MODES[mode],
+        coordinate_transformation_mode=COORDS[coord],
+        nearest_mode=NEAREST[nearest],
+        cubic_coeff_a=a,
     )
     kind = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
     graph = onnx.helper.make_graph(
-        [node], "resize", [onnx.helper.make_tensor_value_info("x", kind, x.shape)],
+        [node],
+        "resize",
+        [onnx.helper.make_tensor_value_info("x", kind, x.shape)],
         [onnx.helper.make_tensor_value_info("y", kind, None)],
         [onnx.numpy_helper.from_array(np.array(scales, np.float32), "scales")],
     )

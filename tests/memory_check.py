@@ -91,8 +91,18 @@ def _check_path(path: list[Step], symbols: dict[str, int]) -> int:
                 fills.append((step, place, [m for r in inputs if isinstance(r, Var) for m in memory.get(r, ())], value))
             if var is not None and n_outs == 0:
                 memory[var] = found
+    filled = {place for _, place, _, _ in fills}
+    for place in allocated:
+        if place not in filled and place in needed_until:
+            # Never filled but read: a concatenation whose parts were made in their places. Reading it reads them.
+            parts = [p for p in filled if p.storage is place.storage and place.begin <= p.begin and p.end <= place.end]
+            before = allocated[: allocated.index(place)]
+            latest = {(p.begin, p.end): p for p in before if p in parts}
+            assert sum(end - begin for begin, end in latest) >= place.end - place.begin, f"parts of {place} are missing"
+            for part in latest.values():
+                needed_until[part] = max(needed_until.get(part, -1), needed_until[place])
     for step, place, inputs, value in fills:
-        for other in allocated:
+        for other in filled:
             if other is not place and place.overlaps(other):
                 assert needed_until.get(other, -1) <= step or _filled_between(fills, other, step, needed_until), (
                     f"{value} fills {place}, but {other} is read later"

@@ -13,6 +13,7 @@ KILL = "pyvm.intrinsic.kill"  # (var): the variable is dead, its register lets g
 ALLOC_STORAGE = "vm.builtin.alloc_storage"
 ALLOC_TENSOR_AT = "vm.builtin.alloc_tensor"
 RESHAPE = "vm.builtin.reshape"
+CONCAT = "kernel.concat"  # (tensors..., axis, destination)
 
 # Attributes of lowered calls; they steer later passes and do not reach the bytecode.
 DESTINATIONS = "destinations"  # how many trailing arguments the call fills; it keeps no reference to any argument

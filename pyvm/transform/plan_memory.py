@@ -34,6 +34,7 @@ from .lowered import (
     ALLOC_TENSOR_AT,
     ARENA,
     BORROWS,
+    CONCAT,
     DESTINATIONS,
     INPLACE,
     RESHAPE,
@@ -56,7 +57,8 @@ def plan_memory(module: IRModule) -> IRModule:
     size is the function attribute "arena_bytes" (and "tensor_bytes" what it would take without sharing). Tensors of
     symbolic size get storages at run time; one is used again when the size is provably equal. Tensors that leave the
     function, or reach a callee that may keep them, have a storage of their own. Where a kernel may work in place and
-    its input dies, the input is passed as the output too.
+    its input dies, the input is passed as the output too. A concatenation of tensors that lie one after the other
+    (nothing but ones before the axis) is not computed: its inputs are made where its output lies.
     """
     functions = {name: _PlanFunction(function).run() for name, function in module.functions.items()}
     return IRModule(functions, module.attrs)
@@ -76,15 +78,25 @@ class _Buffer:
     nbytes: Prim
     escapes: bool = False
     merged_into: _Buffer | None = None
+    shift: int = 0  # with merged_into: bytes from its start to ours
     same_as: Var | None = None  # with merged_into: the variable that this tensor can simply be
     offset: int = -1
     storage: _Storage | None = None
 
-    def root(self) -> _Buffer:
-        buffer = self
+    def locate(self) -> tuple[_Buffer, int]:
+        """The buffer that this one is part of in the end, and the position in it."""
+        buffer, shift = self, 0
         while buffer.merged_into is not None:
+            shift += buffer.shift
             buffer = buffer.merged_into
-        return buffer
+        return buffer, shift
+
+    def root(self) -> _Buffer:
+        return self.locate()[0]
+
+    def fills(self, root: _Buffer) -> bool:
+        """Whether this buffer is all of `root`, which it is part of."""
+        return self.locate() == (root, 0) and self.nbytes == root.nbytes
 
 
 @dataclass(eq=False)
@@ -102,7 +114,8 @@ class _Facts:
 
     bases: dict[Var, _Bases] = field(default_factory=dict)  # a variable -> memory that its value may lie in
     buffers: dict[Var, _Buffer] = field(default_factory=dict)  # an allocated tensor -> its memory
-    handovers: list[tuple[int, Call]] = field(default_factory=list)  # calls that may work in place
+    mergers: list[tuple[int, Call]] = field(default_factory=list)  # calls that may work in place, concatenations
+    joined: set[Expr] = field(default_factory=set)  # concatenations that need no call
 
 
 class _PlanFunction:
@@ -118,8 +131,11 @@ class _PlanFunction:
         facts = self.facts
         self._scan(self.function.body)
         self._escape(self.function.body.body)
-        for position, call in facts.handovers:
-            self._hand_over(position, call)
+        for position, call in facts.mergers:
+            if INPLACE in call.attrs:
+                self._hand_over(position, call)
+            else:
+                self._join(call)
         buffers = list(facts.buffers.values())
         static = [b for b in buffers if b.merged_into is None and not b.escapes and isinstance(b.nbytes, int)]
         arena_bytes = place_buffers(static)
@@ -170,8 +186,8 @@ class _PlanFunction:
             if extern_name(value) == RESHAPE:
                 return self._bases_of(value.args[0])
             if DESTINATIONS in value.attrs:
-                if INPLACE in value.attrs:
-                    self.facts.handovers.append((position, value))
+                if INPLACE in value.attrs or extern_name(value) == CONCAT:
+                    self.facts.mergers.append((position, value))
                 return _NOTHING
             for arg in value.args:
                 union |= self._bases_of(arg)
@@ -207,21 +223,55 @@ class _PlanFunction:
             donors = self._bases_of(inputs[index])
             if len(donors) != 1:
                 continue
-            donor = next(iter(donors)).root()
-            if donor.escapes or donor.end != position or donor is out:
+            donor = next(iter(donors))
+            root = donor.root()
+            if root.escapes or root.end != position or root is out:
                 continue
+            if out.escapes and not donor.fills(root):
+                continue  # a result would keep more memory alive than its own
             # Every argument that lies in this memory must be one that the kernel may overwrite, element for element.
             fits = all(
                 i in call.attrs[INPLACE] and arg.struct_info == out.info
                 for i, arg in enumerate(inputs)
-                if any(base.root() is donor for base in self._bases_of(arg))
+                if any(base.root() is root for base in self._bases_of(arg))
             )
             if fits and donor.nbytes == out.nbytes:
                 out.merged_into = donor
                 out.same_as = inputs[index]  # type: ignore[assignment]
-                donor.end = out.end
-                donor.escapes = out.escapes  # a result of the function is then made in its own storage all along
+                root.end = out.end
+                root.escapes = out.escapes  # a result of the function is then made in its own storage all along
                 return
+
+    def _join(self, call: Call) -> None:
+        """Puts the inputs of a concatenation where its output is, if they lie in memory as they lie in the output."""
+        *inputs, axis, destination = call.args
+        out = self.facts.buffers[destination]  # type: ignore[index]
+        assert isinstance(axis, PrimValue) and isinstance(axis.value, int) and out.info.shape is not None
+        if any(dim != 1 for dim in out.info.shape[: axis.value]):
+            return
+        parts: dict[_Buffer, int] = {}
+        shift = 0
+        for arg in inputs:
+            bases = self._bases_of(arg)
+            if len(bases) != 1:
+                return
+            base = next(iter(bases))
+            root = base.root()
+            if root.escapes or root is out or root in parts or not base.fills(root):
+                return
+            info = arg.struct_info
+            assert isinstance(info, TensorStructInfo)
+            if not isinstance(base.nbytes, int) or tensor_bytes(info) != base.nbytes or shift % ALIGNMENT_BYTES:
+                return
+            parts[root] = shift
+            shift += base.nbytes
+        if shift != out.nbytes:
+            return
+        for root, position in parts.items():
+            root.merged_into, root.shift = out, position
+            out.begin = min(out.begin, root.begin)
+            out.end = max(out.end, root.end)
+        self.facts.joined.add(call)
 
 
 def tensor_bytes(info: TensorStructInfo) -> Prim:
@@ -378,7 +428,7 @@ class _EmitPlan(Rewriter):
         self._position += 1
         if extern_name(binding.value) == ALLOC_TENSOR:
             self._allocate(binding)
-        else:
+        elif binding.value not in self._facts.joined:
             super().visit(binding)
         self._release(position)
 
@@ -395,17 +445,17 @@ class _EmitPlan(Rewriter):
         if buffer.same_as is not None:
             self.replace(binding.var, self.leaf(buffer.same_as))
             return
-        shape, dtype = value.args
-        offset = 0
-        if buffer.offset >= 0:
+        root, shift = buffer.locate()
+        offset = shift
+        if root.offset >= 0:
             assert self._arena is not None
-            storage, offset = self._arena, buffer.offset
+            storage, offset = self._arena, root.offset + shift
         else:
-            if buffer.storage is None:
-                known = None if buffer.escapes else self._reuse(buffer.nbytes)
-                # Product of the dims times the bytes of the dtype, so the size needs no expression of its own.
-                buffer.storage = known or self._new_storage(buffer.nbytes, shape, dtype)
-            storage = buffer.storage.var
+            if root.storage is None:
+                known = None if root.escapes else self._reuse(root.nbytes)
+                root.storage = known or self._new_storage(root)
+            storage = root.storage.var
+        shape, dtype = value.args
         args = (storage, PrimValue(offset), shape, dtype)
         self.bind(binding, extern_call(ALLOC_TENSOR_AT, args, value.struct_info, None, binding.source))
 
@@ -417,8 +467,11 @@ class _EmitPlan(Rewriter):
                 return storage
         return None
 
-    def _new_storage(self, nbytes: Prim, shape: Expr, dtype: Expr) -> _Storage:
-        storage = _Storage(self._storage("storage", shape, dtype), nbytes)
+    def _new_storage(self, buffer: _Buffer) -> _Storage:
+        assert buffer.info.shape is not None and buffer.info.dtype is not None
+        # Product of the dims times the bytes of the dtype, so the size needs no expression of its own.
+        var = self._storage("storage", ShapeExpr(buffer.info.shape), DataTypeImm(buffer.info.dtype))
+        storage = _Storage(var, buffer.nbytes)
         self._scopes[-1].append(storage)
         return storage
 

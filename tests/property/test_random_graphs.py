@@ -34,7 +34,7 @@ BINARY = ("add", "sub", "mul", "maximum", "minimum")
 
 
 class Generator:
-    """Draws a program. Every value is float32, (rows, 3) or (rows, 1), rows being 2 or the symbol n."""
+    """Draws a program. Every value is float32, (rows, 3) or (rows, 1), rows being 16 or the symbol n."""
 
     def __init__(self, data: st.DataObject) -> None:
         self.data = data
@@ -44,7 +44,7 @@ class Generator:
         return values[self.data.draw(st.integers(0, len(values) - 1), label="operand")]
 
     def module(self) -> IRModule:
-        rows = [2, N][self.data.draw(st.integers(0, 1), label="symbolic")]
+        rows = [16, N][self.data.draw(st.integers(0, 1), label="symbolic")]
         info = TensorStructInfo((rows, 3), "float32")
         helper_param = Var("v", info)
         with self.bb.function("helper", [helper_param]):
@@ -80,6 +80,11 @@ class Generator:
             rows, columns = x.struct_info.shape  # type: ignore[union-attr]
             flat = bb.emit(op.reshape(x, (rows * columns,)))
             return bb.emit(op.reshape(bb.emit(op.neg(flat)) if wide else flat, (rows, columns)))
+        if kind == 7 and self.data.draw(st.booleans(), label="rows"):  # may be made without a copy
+            rows, columns = x.struct_info.shape  # type: ignore[union-attr]
+            same = [v for v in values if v.struct_info == x.struct_info]
+            both = bb.emit(op.concat([x, self.pick(same), self.pick(same)], 0))
+            return bb.emit(op.reduce_max(bb.emit(op.reshape(both, (3, rows, columns))), axes=(0,)))
         if kind == 7:
             both = bb.emit(op.concat([x, self.pick(values)], 1))
             return bb.emit(op.reduce_sum(both, axes=(1,), keepdims=True))
@@ -101,7 +106,7 @@ class Generator:
 
 def rows_of(module: IRModule) -> int:
     """Rows to run with: 5 where they are symbolic."""
-    return 2 if module["main"].params[0].struct_info.shape[0] == 2 else 5  # type: ignore[union-attr]
+    return 16 if module["main"].params[0].struct_info.shape[0] == 16 else 5  # type: ignore[union-attr]
 
 
 def arrays_of(rows: int, flag: bool) -> dict[str, np.ndarray]:

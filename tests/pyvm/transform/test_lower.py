@@ -169,6 +169,52 @@ def test_elementwise_calls_work_in_place() -> None:
     assert check_plan(planned["main"], {}) == 2
 
 
+def test_concatenations_are_made_in_place() -> None:
+    eye = np.eye(16, dtype=F32)
+
+    def body(bb, x):
+        a, b = bb.emit(op.matmul(x, eye), "a"), bb.emit(op.matmul(x, eye), "b")
+        ab = bb.emit(op.concat([a, b], 0), "ab")
+        c = bb.emit(op.relu(bb.emit(op.matmul(ab, eye), "c0")), "c")
+        abc = bb.emit(op.concat([ab, c], 0), "abc")
+        return bb.emit(op.add(bb.emit(op.reduce_sum(abc, axes=(0,))), bb.emit(op.reduce_sum(a, axes=(0,)))), "out")
+
+    planned = plan(build(body, x=tensor(1, 16)))
+    lines = [line.split("(arena, ") for line in text(planned).splitlines() if "(arena" in line]
+    offsets = {line[0].split(" = ")[0].strip(): int(line[1].split(",")[0]) for line in lines}
+    start = offsets["abc"]
+    assert {name: offsets[name] - start for name in ("a", "b", "ab", "c0")} == {"a": 0, "b": 64, "ab": 0, "c0": 128}
+    assert "concat" not in text(planned)
+    check_plan(planned["main"], {})
+
+
+def test_concatenations_that_need_a_copy() -> None:
+    eye = np.eye(16, dtype=F32)
+
+    def parameter(bb, x):
+        return bb.emit(op.concat([x, bb.emit(op.matmul(x, eye))], 0))
+
+    def twice(bb, x):
+        y = bb.emit(op.matmul(x, eye))
+        return bb.emit(op.concat([y, y], 0))
+
+    def inner_axis(bb, x):
+        rows = [bb.emit(op.matmul(bb.emit(op.concat([x, x], 0)), eye)) for _ in range(2)]
+        return bb.emit(op.concat(rows, 1))
+
+    def unaligned(bb, x):
+        return bb.emit(op.concat([bb.emit(op.matmul(x, eye[:, :3])) for _ in range(2)], 1))
+
+    def kept(bb, x):
+        y = bb.emit(op.matmul(x, eye))
+        return bb.emit(Tuple([y, bb.emit(op.concat([y, bb.emit(op.exp(y))], 0))]))
+
+    for body, n_copies in ((parameter, 1), (twice, 1), (inner_axis, 3), (unaligned, 1), (kept, 1)):
+        planned = plan(build(body, x=tensor(1, 16)))
+        assert text(planned).count("kernel.concat") == n_copies, body.__name__
+        check_plan(planned["main"], {})
+
+
 def test_symbolic_sizes_use_storages_again() -> None:
     def body(bb, x):
         for i in range(4):
@@ -257,7 +303,7 @@ def test_the_memory_check_finds_a_broken_plan() -> None:
     def body(bb, x):
         a = bb.emit(op.matmul(x, np.eye(4, dtype=F32)))
         b = bb.emit(op.matmul(a, np.eye(4, dtype=F32)))
-        return bb.emit(op.concat([a, b], 0))
+        return bb.emit(op.concat([a, b], 1))
 
     planned = plan(build(body, x=tensor(8, 4)))
     check_plan(planned["main"], {})

@@ -1,12 +1,7 @@
-"""Decides which pyvm the tests see, and starts child interpreters that see the same one.
-
-pytest runs in importlib mode and puts nothing on `sys.path`, so a checkout tests the installed package. Where nothing
-is installed, the checkout itself is used if its extension modules were built in place (developers do that).
-"""
+"""What all tests share: the line that says which pyvm is tested, and child interpreters that see the same one."""
 
 from __future__ import annotations
 
-import importlib.machinery
 import os
 import subprocess
 import sys
@@ -15,27 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def _choose_package() -> Path:
-    """Make `import vmcore` find the installed package, else an in-place build; the folder that holds it."""
-    others = [entry for entry in sys.path if Path(entry or os.getcwd()).resolve() != ROOT]
-    spec = importlib.machinery.PathFinder.find_spec("vmcore", others)
-    if spec is not None and spec.origin is not None:
-        sys.path[:] = others
-        return Path(spec.origin).parent.parent
-    if os.environ.get("PYVM_TEST_INSTALLED") == "1":
-        pytest.exit("PYVM_TEST_INSTALLED=1, but pyvm is not installed in this environment", returncode=4)
-    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    if not any((ROOT / "vmcore").glob(f"*{suffix}")):
-        pytest.exit("pyvm is neither installed (pip install '.[test]') nor built in place", returncode=4)
-    if sys.path[0] != str(ROOT):
-        sys.path[:] = [str(ROOT), *others]
-    return ROOT
-
-
-LOCATION = _choose_package()
+from tests import LOCATION, ROOT
 
 
 def pytest_report_header() -> str:

@@ -10,13 +10,11 @@ Files: `save` writes our sectioned `.vmx` (`pyvm.vmx_format`), `to_bytes` TVM's 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
@@ -60,57 +58,83 @@ class FunctionInfo:
     param_names: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+class _Spec:
+    """A parameter or result; equal by kind and fields. Not dataclasses: making those costs 0.5 ms each at import."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def _fields(self) -> tuple[Any, ...]:
+        return (self.name, *(getattr(self, slot) for slot in type(self).__slots__))
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._fields() == other._fields()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._fields()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self._fields()}"
+
+
+class TensorSpec(_Spec):
     """A tensor parameter or result. A dim is an int or an expression in symbols ("n", "2*n+1"); None is unknown."""
 
-    name: str
-    shape: tuple[int | str, ...] | None
-    dtype: str | None
+    __slots__ = ("shape", "dtype")
+
+    def __init__(self, name: str, shape: Sequence[int | str] | None, dtype: str | None) -> None:
+        self.name, self.dtype = name, dtype
+        self.shape: tuple[int | str, ...] | None = None if shape is None else tuple(shape)
 
     def __str__(self) -> str:
         dims = "(...)" if self.shape is None else "(" + ", ".join(map(str, self.shape)) + ")"
         return f"{self.name}: {dims} {self.dtype or 'any'}"
 
 
-@dataclass(frozen=True)
-class ShapeSpec:
+class ShapeSpec(_Spec):
     """A Shape parameter or result; None is unknown."""
 
-    name: str
-    values: tuple[int | str, ...] | None = None
+    __slots__ = ("values",)
+
+    def __init__(self, name: str, values: Sequence[int | str] | None = None) -> None:
+        self.name = name
+        self.values: tuple[int | str, ...] | None = None if values is None else tuple(values)
 
     def __str__(self) -> str:
         return f"{self.name}: shape" + ("" if self.values is None else "(" + ", ".join(map(str, self.values)) + ")")
 
 
-@dataclass(frozen=True)
-class ScalarSpec:
+class ScalarSpec(_Spec):
     """An int, bool or float parameter or result."""
 
-    name: str
-    dtype: str
+    __slots__ = ("dtype",)
+
+    def __init__(self, name: str, dtype: str) -> None:
+        self.name, self.dtype = name, dtype
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}"
 
 
-@dataclass(frozen=True)
-class TupleSpec:
+class TupleSpec(_Spec):
     """A tuple parameter or result."""
 
-    name: str
-    fields: tuple[Spec, ...]
+    __slots__ = ("fields",)
+
+    def __init__(self, name: str, fields: Sequence[Spec]) -> None:
+        self.name = name
+        self.fields: tuple[Spec, ...] = tuple(fields)
 
     def __str__(self) -> str:
         return f"{self.name}: ({', '.join(map(str, self.fields))})"
 
 
-@dataclass(frozen=True)
-class ObjectSpec:
+class ObjectSpec(_Spec):
     """A parameter or result of any other kind."""
 
-    name: str
+    __slots__ = ()
 
     def __str__(self) -> str:
         return f"{self.name}: object"
@@ -322,7 +346,12 @@ def constant_key(value: Constant) -> tuple[Any, ...]:
     """A hashable key, equal exactly for constants that are the same bits of the same kind."""
     if isinstance(value, np.ndarray):
         data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        digest = data.tobytes() if data.nbytes <= 64 else hashlib.blake2b(data.data, digest_size=32).digest()
+        if data.nbytes <= 64:
+            digest = data.tobytes()
+        else:
+            from hashlib import blake2b  # here, because serving has no use for it
+
+            digest = blake2b(data.data, digest_size=32).digest()
         element_type = tensor_dtype(value)
         return ("tensor", element_type.code, element_type.bits, element_type.lanes, value.shape, digest)
     if isinstance(value, Shape):
@@ -542,6 +571,11 @@ def _human_bytes(n: int) -> str:
     return f"{value:.1f} GiB"
 
 
+def _read_file(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def load_executable(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> VMExecutable:
     """Reads an executable from a file or from bytes: `.vmx` or TVM's VMExecutable format, told apart by their magic.
 
@@ -560,8 +594,8 @@ def load_executable(source: str | os.PathLike[str] | bytes | bytearray | memoryv
 
     path = None
     if not isinstance(source, (bytes, bytearray, memoryview)):
-        path = Path(source)
-        with path.open("rb") as file:
+        path = os.fspath(source)
+        with open(path, "rb") as file:
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 head = file.read(8)
             else:  # a pipe: can be read once, and not mapped
@@ -572,7 +606,7 @@ def load_executable(source: str | os.PathLike[str] | bytes | bytearray | memoryv
         if head == VMX_MAGIC:
             return read_vmx(memoryview(source)) if path is None else load_vmx(path)  # type: ignore[arg-type]
         if len(head) == 8 and int.from_bytes(head, "little") in TVM_MAGICS:
-            return read_tvm(source if path is None else path.read_bytes())  # type: ignore[arg-type]
+            return read_tvm(source if path is None else _read_file(path))  # type: ignore[arg-type]
         if head[:4] == b"\x7fELF":
             raise FormatError("this is a shared library; libraries exported by TVM are not supported yet")
         raise FormatError(f"this is no executable: it starts with {head.hex() or 'nothing'}, not with a known magic")

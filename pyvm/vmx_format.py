@@ -33,11 +33,9 @@ import io
 import json
 import mmap
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -197,8 +195,9 @@ def save_vmx(executable: VMExecutable, path: str | os.PathLike[str]) -> None:
     OSError
         If the folder cannot be written to or the disk is full; `path` is then untouched.
     """
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    target = os.path.realpath(os.fspath(path))
+    folder = os.path.dirname(target)
+    temporary = os.path.join(folder, f".{os.path.basename(target)}.{os.urandom(6).hex()}.tmp")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -211,11 +210,11 @@ def save_vmx(executable: VMExecutable, path: str | os.PathLike[str]) -> None:
             os.unlink(temporary)
         raise
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
-        folder = os.open(target.parent, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
 
 
 # ---- reading

@@ -21,7 +21,8 @@ from vmcore.kernels.gemm cimport (
     GEMM_BLOCK_BYTES, GEMM_KC, GemmEpilogue, gemm_panels, gemm_slab_size, gemm_tiles, own_gemm,
 )
 from vmcore.kernels.window cimport (
-    PLANES_MAX_SIZE, PLANES_SLACK, Planes, Window, planes_fill_f32, planes_fill_f64, planes_layout, planes_taps,
+    PLANES_MAX_SIZE, PLANES_SLACK, Planes, Window, WindowLoops, planes_layout, planes_line_size, planes_taps,
+    window_loops,
 )
 from vmcore.kernels.workspace cimport SLOT_PANELS, SLOT_PLANES, SLOT_TABLES, SLOT_TILES, workspace
 from vmcore.status cimport fail
@@ -29,20 +30,6 @@ from vmcore.threads cimport parallel_for, thread_count
 from vmcore.value cimport DL_FLOAT, ERR_ALLOC, ERR_DTYPE, ERR_SHAPE, ERR_VALUE, KernelEntry, Value
 
 cdef extern from "vmcore/kernels/conv.h" nogil:
-    void conv_pack_f32(const Planes* p, const int64_t* taps, const float* planes, int64_t out_columns, int64_t q0,
-                       int64_t n, int64_t k0, int64_t k1, int64_t width, float* panels)
-    void conv_pack_f64(const Planes* p, const int64_t* taps, const double* planes, int64_t out_columns, int64_t q0,
-                       int64_t n, int64_t k0, int64_t k1, int64_t width, double* panels)
-    void conv_direct_f32(const Planes* p, const int64_t* taps, const float* planes, int64_t n_channels,
-                         const float* weights, float bias, bint relu, int64_t rows, int64_t columns, float* out,
-                         float* line)
-    void conv_direct_f64(const Planes* p, const int64_t* taps, const double* planes, int64_t n_channels,
-                         const double* weights, double bias, bint relu, int64_t rows, int64_t columns, double* out,
-                         double* line)
-    void conv_3x3_f32(const float* plane, int64_t pitch, const float* weights, float bias, bint relu, int64_t rows,
-                      int64_t columns, float* out)
-    void conv_3x3_f64(const double* plane, int64_t pitch, const double* weights, double bias, bint relu, int64_t rows,
-                      int64_t columns, double* out)
     void conv_slow_f32(const Window* w, const float* x, int64_t n_channels, const float* weights, float bias, bint relu,
                        float* out)
     void conv_slow_f64(const Window* w, const double* x, int64_t n_channels, const double* weights, double bias,
@@ -51,8 +38,6 @@ cdef extern from "vmcore/kernels/conv.h" nogil:
     void conv_scatter_f64(const Window* w, const double* columns, int64_t ldc, int64_t q0, int64_t n, double* out)
     void conv_fill_f32(float* out, int64_t n, float v)
     void conv_fill_f64(double* out, int64_t n, double v)
-    enum:
-        CONV_LANES_F32, CONV_LANES_F64
 
 args_bind(fail)
 
@@ -124,6 +109,7 @@ cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, in
     cdef char* panels = <char*>workspace(SLOT_PANELS, <size_t>(n_most * job.kc * es + 128))
     cdef char* slab = NULL
     cdef const char* w
+    cdef const WindowLoops* loops = window_loops(job.is_double)
     cdef GemmEpilogue e
     slab_bytes = gemm_slab_size(job.is_double, K, job.kc)
     if slab_bytes:
@@ -131,12 +117,7 @@ cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, in
     if planes == NULL or panels == NULL or (slab_bytes and slab == NULL):
         return -1
     w = job.x + (image * job.group + g) * job.cg * job.in_size * es
-    if job.is_double:
-        planes_fill_f64(&job.w, &job.p, <const double*>w, <const double*>job.x_end, job.cg, od, oh, rows, 0,
-                        <double*>planes)
-    else:
-        planes_fill_f32(&job.w, &job.p, <const float*>w, <const float*>job.x_end, job.cg, od, oh, rows, 0,
-                        <float*>planes)
+    loops.fill(&job.w, &job.p, w, job.x_end, job.cg, od, oh, rows, 0.0, planes)
     w = job.weights + (g * job.og + m0) * K * es
     e.col_bias = NULL
     q0 = 0
@@ -146,10 +127,7 @@ cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, in
         k0 = 0
         while k0 < K:
             kc = min(job.kc, K - k0)
-            if job.is_double:
-                conv_pack_f64(&job.p, taps, <double*>planes, job.w.out[2], q0, n, k0, k0 + kc, width, <double*>panels)
-            else:
-                conv_pack_f32(&job.p, taps, <float*>planes, job.w.out[2], q0, n, k0, k0 + kc, width, <float*>panels)
+            loops.pack(&job.p, taps, planes, job.w.out[2], q0, n, k0, k0 + kc, width, panels)
             e.accumulate = k0 > 0
             e.row_bias = NULL
             e.relu = False
@@ -166,48 +144,36 @@ cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, in
 cdef int _direct_bands(const ConvJob* job, int64_t first, int64_t last, int64_t od, int64_t oh, int64_t rows,
                        const int64_t* taps) noexcept nogil:
     """Direct sums for one band of groups [first, last), counted over all images; as many at a time as fit in L1."""
-    cdef int64_t es = job.es, columns = job.w.out[2], step = job.cg * job.p.channel_step, unit, i, o, channel, at, batch
-    cdef int64_t line_elems = (rows * job.p.len[2] + 63) // 64 * 64 + 64
+    cdef int64_t es = job.es, columns = job.w.out[2], step = job.cg * job.p.channel_step
+    cdef int64_t i, o, channel, batch
+    cdef const WindowLoops* loops = window_loops(job.is_double)
     cdef bint plain_3x3 = job.cg == 1 and job.w.kernel[0] == 1 and job.w.kernel[1] == 3 and job.w.kernel[2] == 3 and \
         job.w.stride[1] == 1 and job.w.stride[2] == 1 and job.w.dilation[1] == 1 and job.w.dilation[2] == 1 and \
-        columns >= (CONV_LANES_F64 if job.is_double else CONV_LANES_F32)
+        columns >= loops.lanes
     cdef char* planes
     cdef char* line
-    cdef const char* x
+    cdef char* out
+    cdef const char* w
     batch = min(max(DIRECT_BATCH_BYTES // (step * es), 1), last - first)
     planes = <char*>workspace(SLOT_PLANES, <size_t>((batch * step + PLANES_SLACK) * es))
-    line = <char*>workspace(SLOT_PANELS, <size_t>(line_elems * es))
+    line = <char*>workspace(SLOT_PANELS, <size_t>(planes_line_size(&job.p, rows) * es))
     if planes == NULL or line == NULL:
         return -1
     while first < last:
         batch = min(batch, last - first)
-        x = job.x + first * job.cg * job.in_size * es
-        if job.is_double:
-            planes_fill_f64(&job.w, &job.p, <const double*>x, <const double*>job.x_end, batch * job.cg, od, oh, rows, 0,
-                            <double*>planes)
-        else:
-            planes_fill_f32(&job.w, &job.p, <const float*>x, <const float*>job.x_end, batch * job.cg, od, oh, rows, 0,
-                            <float*>planes)
+        loops.fill(&job.w, &job.p, job.x + first * job.cg * job.in_size * es, job.x_end, batch * job.cg, od, oh, rows, 0.0,
+                   planes)
         channel = first % job.group * job.og
         for i in range(batch):
             for o in range(job.og):
-                at = ((first + i) * job.og + o) * job.out_size + od * job.out_plane + oh * columns
-                if job.is_double:
-                    if plain_3x3:
-                        conv_3x3_f64(<double*>planes + i * step, job.p.len[2],
-                                     <const double*>job.weights + channel * job.K, _bias_at(job, channel), job.relu, rows,
-                                     columns, <double*>job.out + at)
-                    else:
-                        conv_direct_f64(&job.p, taps, <double*>planes + i * step, job.cg,
-                                        <const double*>job.weights + channel * job.K, _bias_at(job, channel), job.relu,
-                                        rows, columns, <double*>job.out + at, <double*>line)
-                elif plain_3x3:
-                    conv_3x3_f32(<float*>planes + i * step, job.p.len[2], <const float*>job.weights + channel * job.K,
-                                 <float>_bias_at(job, channel), job.relu, rows, columns, <float*>job.out + at)
+                out = job.out + (((first + i) * job.og + o) * job.out_size + od * job.out_plane + oh * columns) * es
+                w = job.weights + channel * job.K * es
+                if plain_3x3:
+                    loops.plain_3x3(planes + i * step * es, job.p.len[2], w, _bias_at(job, channel), job.relu, rows,
+                                    columns, out)
                 else:
-                    conv_direct_f32(&job.p, taps, <float*>planes + i * step, job.cg,
-                                    <const float*>job.weights + channel * job.K, <float>_bias_at(job, channel), job.relu,
-                                    rows, columns, <float*>job.out + at, <float*>line)
+                    loops.direct(&job.p, taps, planes + i * step * es, job.cg, w, _bias_at(job, channel), job.relu, rows,
+                                 columns, out, line)
                 channel += 1
             if channel == job.group * job.og:
                 channel = 0

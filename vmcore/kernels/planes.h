@@ -25,6 +25,8 @@ typedef struct Window {
 /* Copied elements may be read this far past the end, so that rows can be moved in whole vectors. */
 #define PLANES_SLACK 64
 
+#define WINDOW_MAX_PANEL 32 /* widest packed panel, in columns */
+
 typedef struct PlaneAxis {
   int64_t n_phases; /* phases that occur */
   int64_t shift;    /* largest element offset of a tap */
@@ -104,68 +106,53 @@ static inline PlanePhase planes_phase(const Window *w, const Planes *p, int64_t 
 }
 #define PLANES_KEPT_PHASES 9 /* computed once for all channels */
 
-/* Copies what a band (output plane od, output rows from oh on, `rows` of them) reads of n_channels channels; positions
- * outside the input become `fill`. x points at the first channel, x_end past the last element of the whole tensor.
- *
- * The buffer is written in ascending order, so rows are moved and filled in whole vectors that overrun into what is
- * written next, as long as what they read lies inside the tensor; the last rows of the tensor go element by element.
- */
-#if defined(__clang__)
-#define PLANES_EVEN(a, b, index, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define PLANES_EVEN(a, b, index, ...) __builtin_shuffle(a, b, index)
-#endif
-#define PLANES_DEFINE(T, I, NAME, ...) \
-  typedef T NAME##_vec __attribute__((vector_size(64), aligned(sizeof(T)), may_alias)); \
-  typedef I NAME##_index __attribute__((vector_size(64), unused)); \
-  VM_MULTIVERSION static void NAME(const Window *w, const Planes *p, const T *x, const T *x_end, int64_t n_channels, \
-                                   int64_t od, int64_t oh, int64_t rows, T fill, T *buffer) { \
-    enum { LANES = 64 / sizeof(T) }; \
-    const NAME##_index even __attribute__((unused)) = {__VA_ARGS__}; \
-    int64_t in_hw = w->in[1] * w->in[2], in_size = w->in[0] * in_hw, n = p->len[2], used = rows + p->axis[1].shift; \
-    int64_t n_phases = p->axis[0].n_phases * p->axis[1].n_phases * p->axis[2].n_phases, stride = w->stride[2]; \
-    NAME##_vec fills = (NAME##_vec){0} + fill; \
-    PlanePhase kept[PLANES_KEPT_PHASES]; \
-    for (int64_t i = 0; i < planes_min(n_phases, PLANES_KEPT_PHASES); ++i) kept[i] = planes_phase(w, p, i, LANES); \
-    for (int64_t c = 0; c < n_channels; ++c, x += in_size, buffer += p->channel_step) { \
-      T *o = buffer; \
-      for (int64_t phase = 0; phase < n_phases; ++phase) { \
-        PlanePhase f = phase < PLANES_KEPT_PHASES ? kept[phase] : planes_phase(w, p, phase, LANES); \
-        int64_t first = f.first, last = f.last; \
-        for (int64_t d = 0; d < p->len[0]; ++d, o += p->len[1] * n) { \
-          int64_t id = (od + d) * w->stride[0] + f.d - w->pad[0]; \
-          for (int64_t r = 0; r < used; ++r) { \
-            int64_t ih = (oh + r) * w->stride[1] + f.h - w->pad[1]; \
-            T *row = o + r * n; \
-            if (id < 0 || id >= w->in[0] || ih < 0 || ih >= w->in[1]) { \
-              for (int64_t i = 0; i < n; i += LANES) *(NAME##_vec *)(row + i) = fills; \
-              continue; \
-            } \
-            const T *line = x + id * in_hw + ih * w->in[2], *src = line + f.start; \
-            if (stride <= 2 && x_end - line >= f.reach) { \
-              for (int64_t i = 0; i < first; i += LANES) *(NAME##_vec *)(row + i) = fills; \
-              if (stride == 1) { \
-                for (int64_t i = first; i < last; i += LANES) \
-                  *(NAME##_vec *)(row + i) = *(const NAME##_vec *)(src + i); \
-              } else { \
-                for (int64_t i = first; i < last; i += LANES) { \
-                  NAME##_vec low = *(const NAME##_vec *)(src + 2 * i); \
-                  NAME##_vec high = *(const NAME##_vec *)(src + 2 * i + LANES); \
-                  *(NAME##_vec *)(row + i) = PLANES_EVEN(low, high, even, __VA_ARGS__); \
-                } \
-              } \
-              for (int64_t i = last; i < n; i += LANES) *(NAME##_vec *)(row + i) = fills; \
-              continue; \
-            } \
-            for (int64_t i = 0; i < first; ++i) row[i] = fill; \
-            for (int64_t i = first; i < last; ++i) row[i] = src[stride * i]; \
-            for (int64_t i = last; i < n; ++i) row[i] = fill; \
-          } \
-        } \
-      } \
-    } \
+/* Walks the vectors of a band's output: where each reads in the planes and where it goes. A row's last vector overlaps
+ * the one before it. Rows shorter than a vector (narrow) are walked as one row with the gaps of the padded rows in it:
+ * the caller collects it in a line of planes_line_size elements and drops the gaps. */
+typedef struct PlaneCursor {
+  int64_t row, at;                /* next vector */
+  int64_t rows, columns, pitch, lanes;
+} PlaneCursor;
+
+static inline int planes_is_narrow(int64_t columns, int64_t lanes) { return columns < lanes; }
+
+static inline int64_t planes_line_size(const Planes *p, int64_t rows) { return (rows * p->len[2] + 127) / 64 * 64; }
+
+static inline PlaneCursor planes_walk(const Planes *p, int64_t rows, int64_t columns, int64_t lanes) {
+  PlaneCursor c = {0, 0, rows, columns, p->len[2], lanes};
+  if (planes_is_narrow(columns, lanes)) {
+    c.columns = ((rows - 1) * c.pitch + columns + lanes - 1) / lanes * lanes;
+    c.rows = 1;
   }
-PLANES_DEFINE(float, int32_t, planes_fill_f32, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
-PLANES_DEFINE(double, int64_t, planes_fill_f64, 0, 2, 4, 6, 8, 10, 12, 14)
+  return c;
+}
+
+/* Source and destination offsets of the next vector; after the last one, those of the last one again. */
+static inline void planes_next(PlaneCursor *c, int64_t *source, int64_t *target) {
+  int64_t column = planes_min(c->at, c->columns - c->lanes);
+  *source = c->row * c->pitch + column;
+  *target = c->row * c->columns + column;
+  if (c->at + c->lanes < c->columns) c->at += c->lanes;
+  else if (c->row + 1 < c->rows) ++c->row, c->at = 0;
+  else c->at = c->columns; /* stays on the last vector */
+}
+static inline int planes_done(const PlaneCursor *c) { return c->at == c->columns; }
+
+/* The loops over planes for one element type and instruction set (window_loops.h). Elements are float or double. */
+typedef struct WindowLoops {
+  int64_t lanes; /* elements of one vector */
+  void (*fill)(const Window *w, const Planes *p, const void *x, const void *x_end, int64_t n_channels, int64_t od,
+               int64_t oh, int64_t rows, double fill, void *buffer);
+  void (*pack)(const Planes *p, const int64_t *taps, const void *planes, int64_t out_columns, int64_t q0, int64_t n,
+               int64_t k0, int64_t k1, int64_t width, void *panels);
+  void (*direct)(const Planes *p, const int64_t *taps, const void *planes, int64_t n_channels, const void *weights,
+                 double bias, int relu, int64_t rows, int64_t columns, void *out, void *line);
+  void (*plain_3x3)(const void *plane, int64_t pitch, const void *weights, double bias, int relu, int64_t rows,
+                    int64_t columns, void *out);
+  void (*pool[4])(const Planes *p, const int64_t *taps, const void *planes, int64_t rows, int64_t columns, void *out,
+                  void *line); /* by POOL_KIND_* */
+} WindowLoops;
+
+enum { POOL_KIND_MAX = 0, POOL_KIND_SUM = 1, POOL_KIND_L1 = 2, POOL_KIND_L2 = 3, POOL_KIND_LP = 4 };
 
 #endif

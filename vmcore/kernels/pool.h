@@ -1,5 +1,5 @@
-/* Loops of pooling over padded, phase-split planes (planes.h): every tap is a contiguous stream.
- * Included by pool.pyx alone. NaN anywhere in a window makes its maximum NaN.
+/* Loops of pooling beside those of window_loops.h. Included by pool.pyx alone. NaN anywhere in a window makes its maximum
+ * NaN.
  */
 #ifndef VMCORE_KERNELS_POOL_H
 #define VMCORE_KERNELS_POOL_H
@@ -11,51 +11,7 @@
 #include "vmcore/kernels/simd.h"
 
 /* max that keeps NaN from either side */
-#define POOL_MAX(m, v) ((v) > (m) || (v) != (v) ? (v) : (m))
-
-/* out[i] = combine over taps of src[taps[t] + i] for one padded row. STEP elements at a time stay in registers. */
-#define POOL_DEFINE_ROW(T, NAME, START, COMBINE) \
-  VM_MULTIVERSION static void NAME(const T *planes, const int64_t *taps, int64_t n_taps, int64_t rows, int64_t pitch, \
-                                   int64_t columns, T *out) { \
-    enum { STEP = 128 / sizeof(T) }; \
-    for (int64_t r = 0; r < rows; ++r, planes += pitch, out += columns) { \
-      int64_t i = 0; \
-      for (; i + STEP <= columns; i += STEP) { \
-        T acc[STEP]; \
-        for (int j = 0; j < STEP; ++j) acc[j] = START; \
-        for (int64_t t = 0; t < n_taps; ++t) { \
-          const T *s = planes + taps[t] + i; \
-          for (int j = 0; j < STEP; ++j) acc[j] = COMBINE(acc[j], s[j]); \
-        } \
-        for (int j = 0; j < STEP; ++j) out[i + j] = acc[j]; \
-      } \
-      if (i < columns) { \
-        int64_t left = columns - i; \
-        T acc[STEP]; /* the planes have slack to read a whole step */ \
-        for (int j = 0; j < STEP; ++j) acc[j] = START; \
-        for (int64_t t = 0; t < n_taps; ++t) { \
-          const T *s = planes + taps[t] + i; \
-          if (left <= STEP / 4) \
-            for (int j = 0; j < STEP / 4; ++j) acc[j] = COMBINE(acc[j], s[j]); \
-          else \
-            for (int j = 0; j < STEP; ++j) acc[j] = COMBINE(acc[j], s[j]); \
-        } \
-        for (int64_t j = 0; j < left; ++j) out[i + j] = acc[j]; \
-      } \
-    } \
-  }
-#define POOL_ADD(m, v) ((m) + (v))
-#define POOL_ADD_ABS_F32(m, v) ((m) + fabsf(v))
-#define POOL_ADD_ABS_F64(m, v) ((m) + fabs(v))
-#define POOL_ADD_SQUARE(m, v) ((m) + (v) * (v))
-POOL_DEFINE_ROW(float, pool_max_f32, -INFINITY, POOL_MAX)
-POOL_DEFINE_ROW(double, pool_max_f64, -INFINITY, POOL_MAX)
-POOL_DEFINE_ROW(float, pool_sum_f32, 0, POOL_ADD)
-POOL_DEFINE_ROW(double, pool_sum_f64, 0, POOL_ADD)
-POOL_DEFINE_ROW(float, pool_l1_f32, 0, POOL_ADD_ABS_F32)
-POOL_DEFINE_ROW(double, pool_l1_f64, 0, POOL_ADD_ABS_F64)
-POOL_DEFINE_ROW(float, pool_l2_f32, 0, POOL_ADD_SQUARE)
-POOL_DEFINE_ROW(double, pool_l2_f64, 0, POOL_ADD_SQUARE)
+#define POOL_MAX(m, v) (((v) > (m)) | ((v) != (v)) ? (v) : (m))
 
 /* Taps [*first, *last) of an axis that lie inside the input, for output position o; and how many lie inside the padded
  * input, whose end is the input plus `pad_end`. */
@@ -68,8 +24,6 @@ static inline int64_t pool_padded_taps(const Window *w, int a, int64_t o, int64_
   int64_t start = o * w->stride[a] - w->pad[a], d = w->dilation[a], n = w->in[a] + pad_end;
   return start >= n ? 0 : planes_min((n - start + d - 1) / d, w->kernel[a]);
 }
-
-enum { POOL_KIND_MAX = 0, POOL_KIND_SUM = 1, POOL_KIND_L1 = 2, POOL_KIND_L2 = 3, POOL_KIND_LP = 4 };
 
 /* The same one output at a time, for windows whose padded planes would be out of proportion, and for large windows with
  * few outputs. Taps outside the input are skipped, so a window may be of any size. */
@@ -140,25 +94,22 @@ POOL_DEFINE_ARGMAX(double, pool_argmax_f64, -INFINITY)
 POOL_DEFINE_ARGMAX(int8_t, pool_argmax_i8, INT8_MIN)
 POOL_DEFINE_ARGMAX(uint8_t, pool_argmax_u8, 0)
 
-/* out[i] /= elements that window i averages over. include_pad: padding counts, as far as it is declared. */
+/* Elements that a window averages over along one axis. include_pad: padding counts, as far as it is declared. */
+static inline int64_t pool_count(const Window *w, int a, int64_t o, const int64_t *pad_end, int include_pad) {
+  int64_t first, last;
+  if (include_pad) return pool_padded_taps(w, a, o, pad_end[a]);
+  pool_clip(w, a, o, &first, &last);
+  return last - first;
+}
+
+/* out[i] /= elements that window i averages over; per_column: the counts of the last axis, the same for every row. */
 #define POOL_DEFINE_DIVIDE(T, NAME) \
-  static void NAME(const Window *w, const int64_t *pad_end, int include_pad, T *out) { \
+  VM_MULTIVERSION static void NAME(const Window *w, const int64_t *pad_end, int include_pad, const T *per_column, \
+                                   T *out) { \
     for (int64_t od = 0; od < w->out[0]; ++od) \
-      for (int64_t oh = 0; oh < w->out[1]; ++oh) { \
-        int64_t lo, hi, plane = 1; \
-        if (include_pad) { \
-          plane = pool_padded_taps(w, 0, od, pad_end[0]) * pool_padded_taps(w, 1, oh, pad_end[1]); \
-        } else { \
-          pool_clip(w, 0, od, &lo, &hi); \
-          plane *= hi - lo; \
-          pool_clip(w, 1, oh, &lo, &hi); \
-          plane *= hi - lo; \
-        } \
-        for (int64_t ow = 0; ow < w->out[2]; ++ow) { \
-          pool_clip(w, 2, ow, &lo, &hi); \
-          int64_t n = plane * (include_pad ? pool_padded_taps(w, 2, ow, pad_end[2]) : hi - lo); \
-          *out++ /= (T)n; \
-        } \
+      for (int64_t oh = 0; oh < w->out[1]; ++oh, out += w->out[2]) { \
+        T n = (T)(pool_count(w, 0, od, pad_end, include_pad) * pool_count(w, 1, oh, pad_end, include_pad)); \
+        for (int64_t ow = 0; ow < w->out[2]; ++ow) out[ow] /= n * per_column[ow]; \
       } \
   }
 POOL_DEFINE_DIVIDE(float, pool_divide_f32)

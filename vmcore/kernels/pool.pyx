@@ -12,9 +12,10 @@ from vmcore.kernels.args cimport (
     args_bind, check_disjoint, check_dtype, check_out_shape, check_same_dtype,
 )
 from vmcore.kernels.window cimport (
-    PLANES_MAX_SIZE, PLANES_SLACK, Planes, Window, planes_fill_f32, planes_fill_f64, planes_layout, planes_taps,
+    PLANES_MAX_SIZE, PLANES_SLACK, POOL_KIND_L1, POOL_KIND_L2, POOL_KIND_LP, POOL_KIND_MAX, POOL_KIND_SUM, Planes, Window,
+    WindowLoops, planes_layout, planes_line_size, planes_taps, window_loops,
 )
-from vmcore.kernels.workspace cimport SLOT_PLANES, SLOT_TABLES, workspace
+from vmcore.kernels.workspace cimport SLOT_PANELS, SLOT_PLANES, SLOT_TABLES, SLOT_TILES, workspace
 from vmcore.status cimport fail
 from vmcore.threads cimport parallel_for, thread_count
 from vmcore.value cimport DL_FLOAT, DL_INT, DL_UINT, ERR_ALLOC, ERR_DTYPE, ERR_SHAPE, KernelEntry, Value
@@ -23,43 +24,21 @@ cdef extern from "<math.h>" nogil:
     double INFINITY
 
 cdef extern from "vmcore/kernels/pool.h" nogil:
-    enum:
-        POOL_KIND_MAX, POOL_KIND_SUM, POOL_KIND_L1, POOL_KIND_L2, POOL_KIND_LP
-    void pool_max_f32(const float* planes, const int64_t* taps, int64_t n_taps, int64_t rows, int64_t pitch,
-                      int64_t columns, float* out)
-    void pool_sum_f32(const float* planes, const int64_t* taps, int64_t n_taps, int64_t rows, int64_t pitch,
-                      int64_t columns, float* out)
-    void pool_l1_f32(const float* planes, const int64_t* taps, int64_t n_taps, int64_t rows, int64_t pitch,
-                     int64_t columns, float* out)
-    void pool_l2_f32(const float* planes, const int64_t* taps, int64_t n_taps, int64_t rows, int64_t pitch,
-                     int64_t columns, float* out)
-    void pool_max_f64(const double* planes, const int64_t* taps, int64_t n_taps, int64_t rows, int64_t pitch,
-                      int64_t columns, double* out)
-    void pool_sum_f64(const double* planes, const int64_t* taps, int64_t n_taps, int64_t rows, int64_t pitch,
-                      int64_t columns, double* out)
-    void pool_l1_f64(const double* planes, const int64_t* taps, int64_t n_taps, int64_t rows, int64_t pitch,
-                     int64_t columns, double* out)
-    void pool_l2_f64(const double* planes, const int64_t* taps, int64_t n_taps, int64_t rows, int64_t pitch,
-                     int64_t columns, double* out)
     void pool_windows_f32(const Window* w, int kind, double p, const float* x, float* out)
     void pool_windows_f64(const Window* w, int kind, double p, const double* x, double* out)
     void pool_argmax_f32(const Window* w, bint column_major, int64_t base, const float* x, float* out, int64_t* index)
     void pool_argmax_f64(const Window* w, bint column_major, int64_t base, const double* x, double* out, int64_t* index)
     void pool_argmax_i8(const Window* w, bint column_major, int64_t base, const int8_t* x, int8_t* out, int64_t* index)
     void pool_argmax_u8(const Window* w, bint column_major, int64_t base, const uint8_t* x, uint8_t* out, int64_t* index)
-    void pool_divide_f32(const Window* w, const int64_t* pad_end, bint include_pad, float* out)
-    void pool_divide_f64(const Window* w, const int64_t* pad_end, bint include_pad, double* out)
+    int64_t pool_count(const Window* w, int a, int64_t o, const int64_t* pad_end, bint include_pad)
+    void pool_divide_f32(const Window* w, const int64_t* pad_end, bint include_pad, const float* per_column, float* out)
+    void pool_divide_f64(const Window* w, const int64_t* pad_end, bint include_pad, const double* per_column, double* out)
     void pool_root_f32(float* out, int64_t n, int kind, double p)
     void pool_root_f64(double* out, int64_t n, int kind, double p)
     float pool_mean_f32(const float* x, int64_t n)
     double pool_mean_f64(const double* x, int64_t n)
     float pool_all_max_f32(const float* x, int64_t n)
     double pool_all_max_f64(const double* x, int64_t n)
-
-ctypedef void (*RowsF32)(const float* planes, const int64_t* taps, int64_t n_taps, int64_t rows, int64_t pitch,
-                         int64_t columns, float* out) noexcept nogil
-ctypedef void (*RowsF64)(const double* planes, const int64_t* taps, int64_t n_taps, int64_t rows, int64_t pitch,
-                         int64_t columns, double* out) noexcept nogil
 
 args_bind(fail)
 
@@ -83,25 +62,20 @@ ctypedef struct PoolJob:
     int failed
 
 
-cdef void _rows(const PoolJob* job, const char* planes, const int64_t* taps, int64_t rows, char* out) noexcept nogil:
-    cdef RowsF32 f32
-    cdef RowsF64 f64
-    if job.is_double:
-        f64 = pool_max_f64 if job.kind == POOL_KIND_MAX else pool_sum_f64 if job.kind == POOL_KIND_SUM else \
-            pool_l1_f64 if job.kind == POOL_KIND_L1 else pool_l2_f64
-        f64(<const double*>planes, taps, job.p.taps, rows, job.p.len[2], job.w.out[2], <double*>out)
-    else:
-        f32 = pool_max_f32 if job.kind == POOL_KIND_MAX else pool_sum_f32 if job.kind == POOL_KIND_SUM else \
-            pool_l1_f32 if job.kind == POOL_KIND_L1 else pool_l2_f32
-        f32(<const float*>planes, taps, job.p.taps, rows, job.p.len[2], job.w.out[2], <float*>out)
+ctypedef struct Scratch:
+    char* planes  # padded planes of one channel
+    char* line
+    char* counts  # elements that each column's windows average over
+    int64_t* taps
 
 
-cdef void _channel(const PoolJob* job, int64_t channel, char* planes, const int64_t* taps) noexcept nogil:
+cdef void _channel(const PoolJob* job, int64_t channel, const Scratch* scratch) noexcept nogil:
     """One channel of one image: combine the taps, then divide or take the root."""
     cdef const char* x = job.x + channel * job.in_size * job.es
     cdef char* out = job.out + channel * job.out_size * job.es
     cdef int64_t od, band, oh, rows
     cdef double fill = -INFINITY if job.kind == POOL_KIND_MAX else 0.0
+    cdef const WindowLoops* loops = window_loops(job.is_double)
     if job.windows:
         if job.is_double:
             pool_windows_f64(&job.w, job.kind, job.power, <const double*>x, <double*>out)
@@ -112,18 +86,14 @@ cdef void _channel(const PoolJob* job, int64_t channel, char* planes, const int6
             for band in range(job.n_bands):
                 oh = job.w.out[1] * band // job.n_bands
                 rows = job.w.out[1] * (band + 1) // job.n_bands - oh
-                if job.is_double:
-                    planes_fill_f64(&job.w, &job.p, <const double*>x, <const double*>job.x_end, 1, od, oh, rows, fill,
-                                    <double*>planes)
-                else:
-                    planes_fill_f32(&job.w, &job.p, <const float*>x, <const float*>job.x_end, 1, od, oh, rows, <float>fill,
-                                    <float*>planes)
-                _rows(job, planes, taps, rows, out + (od * job.w.out[1] + oh) * job.w.out[2] * job.es)
+                loops.fill(&job.w, &job.p, x, job.x_end, 1, od, oh, rows, fill, scratch.planes)
+                loops.pool[job.kind](&job.p, scratch.taps, scratch.planes, rows, job.w.out[2],
+                                     out + (od * job.w.out[1] + oh) * job.w.out[2] * job.es, scratch.line)
     if job.averages:
         if job.is_double:
-            pool_divide_f64(&job.w, job.pad_end, job.include_pad, <double*>out)
+            pool_divide_f64(&job.w, job.pad_end, job.include_pad, <const double*>scratch.counts, <double*>out)
         else:
-            pool_divide_f32(&job.w, job.pad_end, job.include_pad, <float*>out)
+            pool_divide_f32(&job.w, job.pad_end, job.include_pad, <const float*>scratch.counts, <float*>out)
     elif job.kind >= POOL_KIND_L2:
         if job.is_double:
             pool_root_f64(<double*>out, job.out_size, job.kind, job.power)
@@ -149,21 +119,35 @@ cdef void _argmax(const PoolJob* job, int64_t channel) noexcept nogil:
 cdef void _pool_piece(void* ctx, int64_t piece) noexcept nogil:
     cdef PoolJob* job = <PoolJob*>ctx
     cdef int64_t first = job.n_channels * piece // job.pieces, last = job.n_channels * (piece + 1) // job.pieces, channel
-    cdef char* planes = NULL
-    cdef int64_t* taps = NULL
+    cdef Scratch scratch
+    cdef int64_t i, n
     if job.index != NULL:
         for channel in range(first, last):
             _argmax(job, channel)
         return
-    if not job.windows:
-        planes = <char*>workspace(SLOT_PLANES, <size_t>((job.p.channel_step + PLANES_SLACK) * job.es))
-        taps = <int64_t*>workspace(SLOT_TABLES, <size_t>job.p.taps * sizeof(int64_t))
-        if planes == NULL or taps == NULL:
+    scratch.planes = scratch.line = scratch.counts = NULL
+    scratch.taps = NULL
+    if job.averages:
+        scratch.counts = <char*>workspace(SLOT_TILES, <size_t>(job.w.out[2] * job.es))
+        if scratch.counts == NULL:
             job.failed = 1
             return
-        planes_taps(&job.w, &job.p, taps)
+        for i in range(job.w.out[2]):
+            n = pool_count(&job.w, 2, i, job.pad_end, job.include_pad)
+            if job.is_double:
+                (<double*>scratch.counts)[i] = <double>n
+            else:
+                (<float*>scratch.counts)[i] = <float>n
+    if not job.windows:
+        scratch.planes = <char*>workspace(SLOT_PLANES, <size_t>((job.p.channel_step + PLANES_SLACK) * job.es))
+        scratch.line = <char*>workspace(SLOT_PANELS, <size_t>(planes_line_size(&job.p, job.p.rows) * job.es))
+        scratch.taps = <int64_t*>workspace(SLOT_TABLES, <size_t>job.p.taps * sizeof(int64_t))
+        if scratch.planes == NULL or scratch.line == NULL or scratch.taps == NULL:
+            job.failed = 1
+            return
+        planes_taps(&job.w, &job.p, scratch.taps)
     for channel in range(first, last):
-        _channel(job, channel, planes, taps)
+        _channel(job, channel, &scratch)
 
 
 cdef int _run(const char* op, PoolJob* job) noexcept nogil:

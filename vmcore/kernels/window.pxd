@@ -1,9 +1,10 @@
-# Windows over volumes (planes.h): what convolution and pooling have in common. No code of its own but the inline checks.
+# Windows over volumes (planes.h): what convolution and pooling have in common. Layer 2.
 from libc.stdint cimport int64_t
 
 cdef extern from "vmcore/kernels/planes.h" nogil:
     enum:
         PLANES_SLACK
+        POOL_KIND_MAX, POOL_KIND_SUM, POOL_KIND_L1, POOL_KIND_L2, POOL_KIND_LP
     int64_t PLANES_MAX_SIZE
 
     ctypedef struct Window:
@@ -23,9 +24,22 @@ cdef extern from "vmcore/kernels/planes.h" nogil:
         int64_t len[3]
         int64_t channel_step, taps
 
+    ctypedef struct WindowLoops:
+        int64_t lanes
+        void (*fill)(const Window* w, const Planes* p, const void* x, const void* x_end, int64_t n_channels, int64_t od,
+                     int64_t oh, int64_t rows, double fill, void* buffer) noexcept nogil
+        void (*pack)(const Planes* p, const int64_t* taps, const void* planes, int64_t out_columns, int64_t q0, int64_t n,
+                     int64_t k0, int64_t k1, int64_t width, void* panels) noexcept nogil
+        void (*direct)(const Planes* p, const int64_t* taps, const void* planes, int64_t n_channels, const void* weights,
+                       double bias, bint relu, int64_t rows, int64_t columns, void* out, void* line) noexcept nogil
+        void (*plain_3x3)(const void* plane, int64_t pitch, const void* weights, double bias, bint relu, int64_t rows,
+                          int64_t columns, void* out) noexcept nogil
+        void (*pool[4])(const Planes* p, const int64_t* taps, const void* planes, int64_t rows, int64_t columns, void* out,
+                        void* line) noexcept nogil
+
     int64_t planes_layout(const Window* w, int64_t rows, Planes* p)
+    int64_t planes_line_size(const Planes* p, int64_t rows)
     void planes_taps(const Window* w, const Planes* p, int64_t* offsets)
-    void planes_fill_f32(const Window* w, const Planes* p, const float* x, const float* x_end, int64_t n_channels,
-                         int64_t od, int64_t oh, int64_t rows, float fill, float* buffer)
-    void planes_fill_f64(const Window* w, const Planes* p, const double* x, const double* x_end, int64_t n_channels,
-                         int64_t od, int64_t oh, int64_t rows, double fill, double* buffer)
+
+# The loops for float or double elements; the instruction set is that of the matrix product.
+cdef const WindowLoops* window_loops(bint is_double) noexcept nogil

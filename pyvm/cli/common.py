@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import operator
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -165,6 +166,22 @@ def evaluate_dim(dim: int | str, dims: Mapping[str, int]) -> int:
         raise UsageError(f"dimension {dim!r} of the signature cannot be evaluated") from None
 
 
+def symbols_of(specs: Iterable[Spec]) -> list[str]:
+    """Names of the symbolic dimensions of a signature's parameters, in order of first mention."""
+    from pyvm.executable import ShapeSpec, TensorSpec, TupleSpec
+
+    found: dict[str, None] = {}
+    for spec in specs:
+        if isinstance(spec, TupleSpec):
+            found.update(dict.fromkeys(symbols_of(spec.fields)))
+            continue
+        dims = spec.shape if isinstance(spec, TensorSpec) else spec.values if isinstance(spec, ShapeSpec) else None
+        for dim in dims or ():
+            if isinstance(dim, str):
+                found.update(dict.fromkeys(name for name in re.findall(r"[^\W\d]\w*", dim) if name not in _FUNCTIONS))
+    return list(found)
+
+
 def random_value(spec: Spec, dims: Mapping[str, int], rng: np.random.Generator) -> Any:
     """A value that fits a parameter.
 
@@ -226,6 +243,10 @@ def make_inputs(executable: VMExecutable, args: argparse.Namespace) -> tuple[lis
     """Names and values to call `args.function` with: from files, and random where no file gives them."""
     dims = parse_dims(args.dim)
     signature = signature_of(executable, args.function)
+    symbols = symbols_of(signature.params)
+    unknown = [name for name in dims if name not in symbols]
+    if unknown:
+        raise UsageError(f"--dim {unknown[0]}: no such symbolic dimension; there is {', '.join(symbols) or 'none'}")
     names = [spec.name for spec in signature.params]
     arrays = read_arrays(args.input, names)
     rng = np.random.default_rng(args.seed)

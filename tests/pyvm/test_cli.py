@@ -183,6 +183,7 @@ def test_run_wrong_inputs(cli: Cli, folder: Path, tmp_path: Path) -> None:
     fails(cli("run", model, "--input", tmp_path / "objects.npy"), 2, "objects.npy")
     fails(cli("run", model, "--dim", "n"), 2, "--dim n")
     fails(cli("run", model, "--dim", "n=-1"), 2, "--dim n=-1")
+    fails(cli("run", model, "--dim", "m=2"), 2, "--dim m", "there is n")
     fails(cli("run", model, "--function", "nain"), 2, "nain", "main")
     fails(cli("run", model, "--output", tmp_path / "out.txt"), 2, ".npz")
     np.save(tmp_path / "small.npy", np.zeros((2, 1, 7, 7), np.float32))
@@ -370,6 +371,7 @@ def test_random_values_of_every_kind() -> None:
     spec = TupleSpec(
         "t", (TensorSpec("a", ("n", 3), "float16"), TensorSpec("i", (64,), "int64"), ShapeSpec("s", ("n", 4)))
     )
+    assert common.symbols_of([spec, TensorSpec("x", ("2*k + max(n, 3)", 4), "float32"), ObjectSpec("o")]) == ["n", "k"]
     a, i, s = common.random_value(spec, {"n": 2}, rng)
     assert a.shape == (2, 3) and a.dtype == np.float16
     assert i.dtype == np.int64 and set(i) == {0, 1}

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyvm.asm import instruction_text
 from pyvm.executable import VM_FUNC, VMExecutable, load_executable
 from pyvm.profile import Profile, TimeResult, profile_calls, time_calls
 from vmcore.errors import ArgumentTypeError, ArgumentValueError
@@ -29,6 +28,8 @@ class VMInstrumentReturnKind(enum.IntEnum):
 
 def _add_trace(executable: VMExecutable, error: BaseException, frames: Sequence[tuple[int, int]]) -> None:
     """Adds the VM traceback to `error`, innermost frame first, and its position as attributes."""
+    from pyvm.asm import instruction_text  # here, because a run without errors has no use for it
+
     lines = []
     for index, pc in reversed(frames):
         name = executable.functions[index].name
@@ -113,9 +114,7 @@ class VirtualMachine:
             raise ArgumentTypeError(f"invoke_closure: expected a closure, got {type(closure).__name__}")
         return closure(*args)
 
-    def save_function(
-        self, name: str, saved_name: str, *args: Any, include_return: bool = True, **kwargs: Any
-    ) -> None:
+    def save_function(self, name: str, saved_name: str, *args: Any, include_return: bool = True, **kwargs: Any) -> None:
         """Binds arguments to a function under a new name, so that calls cost no more than the run itself.
 
         Parameters

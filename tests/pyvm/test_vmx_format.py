@@ -352,9 +352,10 @@ def test_loading_takes_no_time_for_large_weights(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.truncate(weights + 4 * n)
-    load_executable(path)
-    start = time.perf_counter()
-    executable = load_executable(path)
-    elapsed = time.perf_counter() - start
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        executable = load_executable(path)
+        times.append(time.perf_counter() - start)
     assert executable.constants[0].shape == (n,)  # type: ignore[union-attr]
-    assert elapsed < 0.1
+    assert min(times) < 0.1

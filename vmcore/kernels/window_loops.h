@@ -23,23 +23,26 @@ typedef float VMFN(vf) __attribute__((vector_size(VM_VEC), aligned(4), may_alias
 typedef double VMFN(vd) __attribute__((vector_size(VM_VEC), aligned(8), may_alias));
 typedef int32_t VMFN(mf) __attribute__((vector_size(VM_VEC)));
 typedef int64_t VMFN(md) __attribute__((vector_size(VM_VEC)));
+typedef int32_t VMFN(mf_any) __attribute__((vector_size(VM_VEC), aligned(4), may_alias));
+typedef int64_t VMFN(md_any) __attribute__((vector_size(VM_VEC), aligned(8), may_alias));
 
-/* Elements 0, 2, 4 ... of two vectors. */
-VM_INLINE void VMFN(even_vf)(const float *src, float *out) {
+/* Elements 0, 2, 4 ... of the two vectors at src. */
+VM_INLINE VMFN(mf) VMFN(even_vf)(const float *src) {
   VMFN(vf) low = *(const VMFN(vf) *)src, high = *(const VMFN(vf) *)(src + VM_VEC / 4);
-  *(VMFN(vf) *)out = SHUFFLE(low, high, mf, EVEN_F);
+  return (VMFN(mf))SHUFFLE(low, high, mf, EVEN_F);
 }
-VM_INLINE void VMFN(even_vd)(const double *src, double *out) {
+VM_INLINE VMFN(md) VMFN(even_vd)(const double *src) {
   VMFN(vd) low = *(const VMFN(vd) *)src, high = *(const VMFN(vd) *)(src + VM_VEC / 8);
-  *(VMFN(vd) *)out = SHUFFLE(low, high, md, EVEN_D);
+  return (VMFN(md))SHUFFLE(low, high, md, EVEN_D);
 }
 
 /* Copies what a band (output plane od, output rows from oh on, `rows` of them) reads of n_channels channels; positions
  * outside the input become `fill`. x: the first channel; x_end: past the last element of the whole tensor.
  *
  * The buffer is written in ascending order, so rows are moved and filled in whole vectors that overrun into what is
- * written next, as long as what they read lies inside the tensor; the last rows of the tensor go element by element. */
-#define DEFINE_FILL(T, V) \
+ * written next, as long as what they read lies inside the tensor; the last rows of the tensor go element by element.
+ * Rows of one vector are one load, one mask and one store. */
+#define DEFINE_FILL(T, V, M) \
   static void VMFN(fill_##V)(const Window *w, const Planes *p, const void *x_, const void *x_end_, int64_t n_channels, \
                              int64_t od, int64_t oh, int64_t rows, double fill_, void *buffer_) { \
     enum { LANES = VM_VEC / sizeof(T) }; \
@@ -48,13 +51,20 @@ VM_INLINE void VMFN(even_vd)(const double *src, double *out) {
     int64_t in_hw = w->in[1] * w->in[2], in_size = w->in[0] * in_hw, n = p->len[2], used = rows + p->axis[1].shift; \
     int64_t n_phases = p->axis[0].n_phases * p->axis[1].n_phases * p->axis[2].n_phases, stride = w->stride[2]; \
     VMFN(V) fills = (VMFN(V)){0} + fill; \
+    VMFN(M) inside[PLANES_KEPT_PHASES]; /* lanes of a short row that lie inside the input */ \
+    const T *x_begin = x; \
     PlanePhase kept[PLANES_KEPT_PHASES]; \
-    for (int64_t i = 0; i < planes_min(n_phases, PLANES_KEPT_PHASES); ++i) kept[i] = planes_phase(w, p, i, LANES); \
+    for (int64_t i = 0; i < planes_min(n_phases, PLANES_KEPT_PHASES); ++i) { \
+      kept[i] = planes_phase(w, p, i, LANES); \
+      for (int64_t j = 0; j < LANES; ++j) inside[i][j] = j >= kept[i].first && j < kept[i].last ? -1 : 0; \
+    } \
     for (int64_t c = 0; c < n_channels; ++c, x += in_size, buffer += p->channel_step) { \
       T *o = buffer; \
       for (int64_t phase = 0; phase < n_phases; ++phase) { \
         PlanePhase f = phase < PLANES_KEPT_PHASES ? kept[phase] : planes_phase(w, p, phase, LANES); \
         int64_t first = f.first, last = f.last; \
+        int short_row = n <= LANES && stride <= 2 && phase < PLANES_KEPT_PHASES; \
+        VMFN(M) mask = inside[short_row ? phase : 0]; \
         for (int64_t d = 0; d < p->len[0]; ++d, o += p->len[1] * n) { \
           int64_t id = (od + d) * w->stride[0] + f.d - w->pad[0]; \
           for (int64_t r = 0; r < used; ++r) { \
@@ -65,12 +75,20 @@ VM_INLINE void VMFN(even_vd)(const double *src, double *out) {
               continue; \
             } \
             const T *line = x + id * in_hw + ih * w->in[2], *src = line + f.start; \
+            if (short_row && src >= x_begin && x_end - src >= stride * LANES) { \
+              VMFN(M) v; \
+              if (stride == 1) v = *(const VMFN(M##_any) *)src; \
+              else v = VMFN(even_##V)(src); \
+              *(VMFN(V) *)row = (VMFN(V))((v & mask) | ((VMFN(M))fills & ~mask)); \
+              continue; \
+            } \
             if (stride <= 2 && x_end - line >= f.reach) { \
               for (int64_t i = 0; i < first; i += LANES) *(VMFN(V) *)(row + i) = fills; \
               if (stride == 1) { \
                 for (int64_t i = first; i < last; i += LANES) *(VMFN(V) *)(row + i) = *(const VMFN(V) *)(src + i); \
               } else { \
-                for (int64_t i = first; i < last; i += LANES) VMFN(even_##V)(src + 2 * i, row + i); \
+                for (int64_t i = first; i < last; i += LANES) \
+                  *(VMFN(V) *)(row + i) = (VMFN(V))VMFN(even_##V)(src + 2 * i); \
               } \
               for (int64_t i = last; i < n; i += LANES) *(VMFN(V) *)(row + i) = fills; \
               continue; \
@@ -245,7 +263,7 @@ VM_INLINE void VMFN(even_vd)(const double *src, double *out) {
 #define COMBINE_L2(V, M, a, x, nan) a += x * x;
 
 #define DEFINE_ALL(T, V, M) \
-  DEFINE_FILL(T, V) \
+  DEFINE_FILL(T, V, M) \
   DEFINE_PACK(T, V) \
   DEFINE_SCATTER(T, V) \
   DEFINE_DIRECT(T, V, M) \

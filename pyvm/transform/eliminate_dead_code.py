@@ -43,7 +43,7 @@ class _ForwardAliases(Rewriter):
         self._outputs: dict[Var, Var] = {}
         return super().rewrite_function(name, function)
 
-    def _visit_all(self, block: BindingBlock) -> None:
+    def rewrite_block(self, block: BindingBlock) -> None:
         if isinstance(block, DataflowBlock):
             defined = {binding.var for binding in block.bindings}
             for binding in block.bindings:
@@ -55,7 +55,7 @@ class _ForwardAliases(Rewriter):
                     and value in defined
                 ):
                     self._outputs.setdefault(value, binding.var)
-        super()._visit_all(block)
+        super().rewrite_block(block)
 
     def visit(self, binding: Binding) -> None:
         binding = self.remap(binding)

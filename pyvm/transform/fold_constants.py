@@ -84,8 +84,8 @@ class _FoldConstants(Rewriter):
         cond = self.leaf(value.cond)
         truth = bool(cond.data.reshape(-1)[0]) if isinstance(cond, Constant) else bool(cond.value)  # type: ignore[attr-defined]
         branch: SeqExpr = value.true_branch if truth else value.false_branch
-        for inner in branch.bindings():
-            self.visit(inner)
+        for block in branch.blocks:
+            self.rewrite_block(block)
         self.replace(binding.var, self.leaf(branch.body))
 
     def _folded(self, value: Expr) -> Expr:

@@ -99,22 +99,25 @@ class Rewriter:
 
     def rewrite_sequence(self, seq: SeqExpr) -> SeqExpr:
         """The rewritten sequence; the same object if nothing changed."""
-        outer = self._block
         self.bb.open_scope()
         for block in seq.blocks:
-            self._block = block
-            if isinstance(block, DataflowBlock) and self.keeps_dataflow():
-                with self.bb.dataflow():
-                    self._visit_all(block)
-            else:
-                self._visit_all(block)
-        self._block = outer
+            self.rewrite_block(block)
         new = self.bb.close_scope(self.leaf(seq.body))
         unchanged = new.body is seq.body and len(new.blocks) == len(seq.blocks)
         for ours, theirs in zip(new.blocks, seq.blocks, strict=False):
             unchanged = unchanged and type(ours) is type(theirs) and len(ours.bindings) == len(theirs.bindings)
             unchanged = unchanged and all(a is b for a, b in zip(ours.bindings, theirs.bindings, strict=True))
         return seq if unchanged else new
+
+    def rewrite_block(self, block: BindingBlock) -> None:
+        """Visits the bindings of a block; what they become goes into a block of the same kind."""
+        outer, self._block = self._block, block
+        if isinstance(block, DataflowBlock) and self.keeps_dataflow():
+            with self.bb.dataflow():
+                self._visit_all(block)
+        else:
+            self._visit_all(block)
+        self._block = outer
 
     def _visit_all(self, block: BindingBlock) -> None:
         for binding in block.bindings:

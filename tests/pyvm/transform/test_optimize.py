@@ -107,13 +107,20 @@ def test_fold_constants_leaves_large_results_and_errors() -> None:
 
 def test_fold_constants_takes_the_branch_that_is_known() -> None:
     def body(bb, x):
-        return bb.emit_if(Constant(np.array(False)), lambda: x, lambda: bb.emit(op.neg(x), "minus"), "r")
+        def otherwise():
+            with bb.dataflow():
+                inner = bb.emit(op.exp(x), "inner")
+                return bb.emit_output(op.neg(inner), "minus")
+
+        return bb.emit_if(Constant(np.array(False)), lambda: x, otherwise, "r")
 
     expect(
         check_well_formed(fold_constants(build(body, dataflow=False, x=tensor(N)))),
         """
         def main:
-            minus = neg(x)
+            with dataflow():
+                inner = exp(x)
+                minus = neg(inner)
             return minus
         """,
     )

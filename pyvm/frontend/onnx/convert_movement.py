@@ -57,6 +57,8 @@ def _squeeze(node: Node) -> Expr:
         return op.squeeze(x, node.static_axes())
     shape = node.shape(x)
     axes = [from_front(axis, len(shape)) for axis in node.ints(1)]
+    if len(axes) > len(shape):
+        raise node.error(f"{len(axes)} axes of a tensor of {len(shape)} dimensions")
     dropped = [sum((is_zero(axis - i) for axis in axes), 0) for i in range(len(shape))]
     return op.reshape(x, node.dims(_without(node, shape, dropped, len(axes))), allow_zero=True)
 
@@ -126,7 +128,7 @@ def _tile(node: Node) -> Expr:
     x = node.tensor(0)
     if node.opset < 6:
         repeats: list[Prim] = [1] * node.ndim(x)
-        repeats[node.axis(node.static_ints(2)[0], node.ndim(x))] = node.ints(1)[0]
+        repeats[node.axis(node.static_ints(2)[0], node.ndim(x))] = node.integer(1)
     else:
         repeats = node.dims(node.ints(1))
     return op.tile(x, repeats)
@@ -308,7 +310,7 @@ def _reverse_sequence(node: Node) -> Expr:
 
 
 def _trilu(node: Node) -> Expr:
-    k = node.ints(1)[0] if node.has(1) else 0
+    k = node.integer(1) if node.has(1) else 0
     x, upper = node.tensor(0), bool(node.attr("upper", 1))
     if isinstance(k, int):
         return op.trilu(x, k=k, upper=upper)

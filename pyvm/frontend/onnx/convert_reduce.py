@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pyvm import op
 from pyvm.frontend.onnx.node import Node
@@ -38,10 +38,12 @@ def _with_axes_of_run_time(node: Node, fn: Callable[..., Call], x: Expr) -> Expr
     """
     shape = node.shape(x)
     ndim = len(shape)
-    axes = _sorted([from_front(axis, ndim) for axis in node.ints(1)])
+    axes = [from_front(axis, ndim) for axis in node.ints(1)]
+    if len(axes) > ndim:
+        raise node.error(f"{len(axes)} axes of a tensor of {ndim} dimensions")
     if not axes:
         return fn(x, axes=() if node.attr("noop_with_empty_axes", 0) else tuple(range(ndim)), keepdims=True)
-    axes = node.name_values(axes)
+    axes = _sorted(node, axes)
     reduced = node.name_values([sum((is_zero(axis - i) for axis in axes), 0) for i in range(ndim)])
     if node.attr("keepdims", 1):
         dims = [dim + flag * (1 - dim) for dim, flag in zip(shape, reduced, strict=True)]
@@ -55,12 +57,13 @@ def _with_axes_of_run_time(node: Node, fn: Callable[..., Call], x: Expr) -> Expr
     return node.kernel(fn.__name__, [x, ShapeExpr(axes)], dims, node.dtype(x))
 
 
-def _sorted(values: list[Prim]) -> list[Prim]:
+def _sorted(node: Node, values: Sequence[Prim]) -> list[Prim]:
     """The values in increasing order, by compare and exchange."""
-    values = list(values)
+    values = node.name_values(values)
     for end in range(len(values) - 1, 0, -1):
         for i in range(end):
-            values[i], values[i + 1] = sym_min(values[i], values[i + 1]), sym_max(values[i], values[i + 1])
+            a, b = values[i : i + 2]
+            values[i : i + 2] = node.name_values([sym_min(a, b), sym_max(a, b)])
     return values
 
 
@@ -92,7 +95,7 @@ def _arg_extremum(fn: Callable[..., Call]) -> Converter:
 def _cumsum(node: Node) -> Expr:
     x = node.tensor(0)
     exclusive, reverse = bool(node.attr("exclusive", 0)), bool(node.attr("reverse", 0))
-    (axis,) = node.ints(1)
+    axis = node.integer(1)
     if isinstance(axis, int):
         return op.cumsum(x, node.axis(axis, node.ndim(x)), exclusive=exclusive, reverse=reverse)
     (axis,) = node.name_values([from_front(axis, node.ndim(x))])
@@ -101,7 +104,7 @@ def _cumsum(node: Node) -> Expr:
 
 def _topk(node: Node) -> list[Expr]:
     x = node.tensor(0)
-    k = node.attr("k") if node.opset < 10 else node.ints(1)[0]
+    k = node.attr("k") if node.opset < 10 else node.integer(1)
     axis = node.axis(node.attr("axis", -1), node.ndim(x))
     largest, in_order = bool(node.attr("largest", 1)), bool(node.attr("sorted", 1))
     return node.emit_all(op.topk(x, k, axis=axis, largest=largest, sorted=in_order), 2)

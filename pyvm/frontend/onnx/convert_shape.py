@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyvm import op
-from pyvm.frontend.onnx.node import Node, constant_dtype
+from pyvm.frontend.onnx.node import Node
 from pyvm.frontend.onnx.registry import ConverterTable
 from pyvm.frontend.onnx.shape_values import Content, larger, make_content
 from pyvm.ir import Constant, Expr
@@ -46,10 +46,10 @@ def _range(node: Node) -> Expr:
         numbers = [value.reshape(()).item() for value in constants if value is not None]
         if not numbers[2]:
             raise node.error("delta is 0")
-        return Constant(np.arange(*numbers).astype(constant_dtype(dtype)))
+        return op.arange(*numbers, dtype=dtype)
     if not dtype.startswith("int"):
         return _range_of_floats(node, dtype)
-    (start,), (limit,), (delta,) = (node.ints(i) for i in range(3))
+    start, limit, delta = (node.integer(i) for i in range(3))
     if isinstance(delta, int):
         if delta == 0:
             raise node.error("delta is 0")

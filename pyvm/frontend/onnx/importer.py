@@ -37,6 +37,9 @@ from pyvm.ir import (
 from vmcore.errors import CompileError, FrontendError, InternalError
 
 
+_MAX_READ = 64  # each becomes a symbol; tensors have far fewer dimensions
+
+
 def from_onnx(
     model: str | os.PathLike[str] | bytes | onnx.ModelProto,
     shape_dict: Mapping[str, int | Sequence[int | None]] | None = None,
@@ -332,6 +335,8 @@ class GraphImporter:
         if len(shape) > 1 or not all(isinstance(dim, int) for dim in shape):
             raise node.error(f"a tensor of shape {shape} cannot be read as a list of integers")
         count = int(shape[0]) if shape else 1  # type: ignore[arg-type]
+        if count > _MAX_READ:
+            raise node.error(f"{count} integers of run time are too many to be a shape, axes or positions")
         values: list[PrimExpr] = [self.fresh_dim("v", nonnegative=False) for _ in range(count)]
         if values:
             flat = node.reshape(node.cast(x, "int64"), (count,))

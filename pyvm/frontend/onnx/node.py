@@ -207,6 +207,13 @@ class Node:
             raise self.error(f"input {index} ({name}) must have integer values, got {values}")
         return values
 
+    def integer(self, index: int) -> Prim:
+        """The only element of an integer input, as `ints` has it."""
+        values = self.ints(index)
+        if len(values) != 1:
+            raise self.error(f"input {index} ({self.name_of(index)}) has {len(values)} elements, expected 1")
+        return values[0]
+
     def static_ints(self, index: int) -> tuple[int, ...]:
         """Elements of an integer input that must be known now."""
         values = self.known_ints(index)
@@ -220,15 +227,6 @@ class Node:
         if content is None or not shape_values.is_constant(content):
             return None
         return tuple(int(value) for value in content.reshape(-1))
-
-    def scalar(self, index: int, default: float | None = None) -> float | int | bool | None:
-        """The one element of input `index` if it is known now; `default` if the input is absent."""
-        if not self.has(index):
-            return default
-        value = self.constant(index)
-        if value is None or value.size != 1:
-            raise self.error(f"input {index} ({self.name_of(index)}) must be a constant with one element")
-        return value.reshape(()).item()
 
     # --- arguments that moved from attributes to inputs over the opsets
 

@@ -11,7 +11,7 @@
 
 #define ARGS_MAX_NDIM 16
 
-/* A checked tensor argument: on the CPU, compact row-major, one lane, whole bytes per element, size without overflow. */
+/* A checked tensor argument: on the CPU, compact row-major, one lane, whole bytes per element, size that fits int64. */
 typedef struct ArgTensor {
   char *data;
   int64_t numel, nbytes;
@@ -35,7 +35,7 @@ static void args_bind(FailFn sink) { args_sink = sink; }
 #define arg_fail_pair(...) (arg_fail_pair_(__VA_ARGS__), -1)
 #define arg_fail_one(...) (arg_fail_one_(__VA_ARGS__), -1)
 
-/* ---- one argument ---------------------------------------------------------------------------------------------- */
+/* ---- one argument ------------------------------------------------------------------------------------------------ */
 
 static inline int arg_count(const char *op, int32_t n_args, int32_t expected) {
   if (VM_LIKELY(n_args == expected)) return 0;
@@ -47,7 +47,8 @@ static inline int arg_count_min(const char *op, int32_t n_args, int32_t least) {
   return ARG_FAIL(ERR_TYPE, "%s: takes at least %d arguments, got %d", op, least, n_args);
 }
 
-__attribute__((noinline, cold)) static int arg_fail_kind_(const char *op, int32_t i, const char *wanted, const Value *v) {
+__attribute__((noinline, cold)) static int arg_fail_kind_(const char *op, int32_t i, const char *wanted,
+                                                         const Value *v) {
   return ARG_FAIL(ERR_TYPE, "%s: argument %d must be %s, got a value of type index %d", op, i, wanted, value_type(v));
 }
 
@@ -149,7 +150,8 @@ static inline int arg_float(const char *op, const Value *args, int32_t i, double
 static inline int arg_shape(const char *op, const Value *args, int32_t i, ArgShape *out) {
   if (VM_UNLIKELY(value_type(&args[i]) != VT_SHAPE)) return arg_fail_kind(op, i, "a shape", &args[i]);
   const ShapeObj *s = (const ShapeObj *)value_ptr(&args[i]);
-  if (VM_UNLIKELY(s->size > (1u << 20))) return ARG_FAIL(ERR_VALUE, "%s: argument %d is a shape of impossible length", op, i);
+  if (VM_UNLIKELY(s->size > (1u << 20)))
+    return ARG_FAIL(ERR_VALUE, "%s: argument %d is a shape of impossible length", op, i);
   out->data = s->data;
   out->size = (int64_t)s->size;
   return 0;
@@ -169,8 +171,8 @@ static inline int arg_shape_in(const char *op, const Value *args, int32_t i, int
   if (VM_UNLIKELY(arg_shape_sized(op, args, i, size, out))) return -1;
   for (int64_t d = 0; d < size; ++d)
     if (VM_UNLIKELY(out->data[d] < low || out->data[d] > high))
-      return ARG_FAIL(ERR_VALUE, "%s: value %lld of argument %d is %lld, it must be from %lld to %lld", op, (long long)d,
-                      i, (long long)out->data[d], (long long)low, (long long)high);
+      return ARG_FAIL(ERR_VALUE, "%s: value %lld of argument %d is %lld, it must be from %lld to %lld", op,
+                      (long long)d, i, (long long)out->data[d], (long long)low, (long long)high);
   return 0;
 }
 
@@ -186,8 +188,9 @@ static const char *arg_describe(char *text, size_t size, const ArgTensor *t) {
 }
 
 /* "op: <fact>: a is (2, 3) float32, b is (3,) int64" */
-__attribute__((noinline, cold)) static int arg_fail_pair_(const char *op, int kind, const char *fact, const char *a_name,
-                                                         const ArgTensor *a, const char *b_name, const ArgTensor *b) {
+__attribute__((noinline, cold)) static int arg_fail_pair_(const char *op, int kind, const char *fact,
+                                                         const char *a_name, const ArgTensor *a, const char *b_name,
+                                                         const ArgTensor *b) {
   char text_a[128], text_b[128];
   return ARG_FAIL(kind, "%s: %s: %s is %s, %s is %s", op, fact, a_name, arg_describe(text_a, sizeof text_a, a), b_name,
                   arg_describe(text_b, sizeof text_b, b));
@@ -252,9 +255,9 @@ static inline int check_inplace(const char *op, const ArgTensor *x, const ArgTen
 
 /* ---- the short way for small tensors ----------------------------------------------------------------------------- */
 
-/* Bytes of each of `k` tensors, when all are float32, of one shape and made by vmcore (so: on the CPU, compact), and the
- * last one may be written and is one of the others or shares no byte with them; 0 otherwise, and when there is nothing
- * to do: the caller then takes the full checks, which word the errors. */
+/* Bytes of each of `k` tensors, when all are float32, of one shape and made by vmcore (so: on the CPU, compact), and
+ * the last one may be written and is one of the others or shares no byte with them; 0 otherwise, and when there is
+ * nothing to do: the caller then takes the full checks, which word the errors. */
 static inline __attribute__((always_inline)) int64_t args_own_float32(const Value *args, int k) {
   uint64_t bad = 0;
   for (int i = 0; i < k; ++i) bad |= args[i].tag ^ VT_TENSOR;

@@ -33,7 +33,8 @@ cdef extern from "vmcore/kernels/args.h" nogil:
     int arg_float(const char* op, const Value* args, int32_t i, double* out)
     int arg_shape(const char* op, const Value* args, int32_t i, ArgShape* out)
     int arg_shape_sized(const char* op, const Value* args, int32_t i, int64_t size, ArgShape* out)
-    int arg_shape_in(const char* op, const Value* args, int32_t i, int64_t size, int64_t low, int64_t high, ArgShape* out)
+    int arg_shape_in(const char* op, const Value* args, int32_t i, int64_t size, int64_t low, int64_t high,
+                     ArgShape* out)
     int arg_fail_pair(const char* op, int kind, const char* fact, const char* a_name, const ArgTensor* a,
                       const char* b_name, const ArgTensor* b)
     int arg_fail_one(const char* op, int kind, const char* fact, const char* name, const ArgTensor* t)

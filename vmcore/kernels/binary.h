@@ -40,7 +40,7 @@ typedef struct HotLoops {
 #define VM_ISA_BODY "vmcore/kernels/binary_loops.h"
 #include "vmcore/kernels/per_isa.h"
 
-/* ---- scalar formulas ------------------------------------------------------------------------------------------------ */
+/* ---- scalar formulas --------------------------------------------------------------------------------------------- */
 
 /* Python's floor division and modulo on floats. Source: numpy's npy_divmod. */
 static inline double floor_mod_double(double a, double b) {
@@ -94,7 +94,7 @@ static inline int64_t signed_power(int64_t base, int64_t exponent) {
   return base == 1 ? 1 : base == -1 ? (exponent & 1 ? -1 : 1) : 0;
 }
 
-/* ---- loops that are compiled once ------------------------------------------------------------------------------------ */
+/* ---- loops that are compiled once -------------------------------------------------------------------------------- */
 
 /* -O3 makes a vector version for strides of 1 of it. */
 #define LOOP(op, s, T, R, expr)                                                                    \
@@ -157,21 +157,30 @@ LOOP(square, f32, float, float, x *x)
 LOOP(square, f64, double, double, x *x)
 LOOP(cube, f32, float, float, x *x *x)
 LOOP(cube, f64, double, double, x *x *x)
+LOOP(root, f32, float, float, x == -INFINITY ? INFINITY : sqrtf(x + 0.0f))
+LOOP(root, f64, double, double, x == -INFINITY ? INFINITY : sqrt(x + 0.0))
+LOOP(inverse, f32, float, float, 1 / x)
+LOOP(inverse, f64, double, double, 1 / x)
 LOOP(logical_and, bool, uint8_t, uint8_t, (x != 0) & (y != 0))
 LOOP(logical_or, bool, uint8_t, uint8_t, (x != 0) | (y != 0))
 LOOP(logical_xor, bool, uint8_t, uint8_t, (x != 0) ^ (y != 0))
 
-/* One exponent for a whole row is usual: 2 and 3 become products. */
+/* One exponent for a whole row is usual, and some of them need no power function. */
 #define POW_LOOP(s, T, k)                                                                          \
   static void pow_##s(const void *a, const void *b, void *o, int64_t n, int64_t sa, int64_t sb) {  \
     const T y = sb == 0 ? *(const T *)b : 0;                                                       \
-    (y == 2 ? square_##s : y == 3 ? cube_##s : power_##s)(a, b, o, n, sa, sb);                     \
+    BinaryLoop loop = y == 2          ? square_##s                                                 \
+                      : y == 3        ? cube_##s                                                   \
+                      : y == (T)0.5   ? root_##s                                                   \
+                      : y == -1       ? inverse_##s                                                \
+                                      : power_##s;                                                 \
+    loop(a, b, o, n, sa, sb);                                                                      \
   }
 KERNEL_FLOATS(POW_LOOP)
 #undef LOOP
 #undef POW_LOOP
 
-/* ---- table ----------------------------------------------------------------------------------------------------------- */
+/* ---- table ------------------------------------------------------------------------------------------------------- */
 
 enum { OUT_SAME = 0, OUT_BOOL = 1 };
 
@@ -227,7 +236,7 @@ static void binary_init(int isa) {
 #undef FLOAT
 }
 
-/* ---- doors ----------------------------------------------------------------------------------------------------------- */
+/* ---- doors ------------------------------------------------------------------------------------------------------- */
 
 #define HALF_BLOCK 256
 

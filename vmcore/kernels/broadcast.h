@@ -18,11 +18,13 @@ typedef struct Broadcast {
 } Broadcast;
 
 /* Plans the rows; fails unless out's shape is exactly the broadcast of the inputs' shapes. */
-static int broadcast_plan(const char *op, const ArgTensor *const *in, int32_t n_in, const ArgTensor *out, Broadcast *b) {
+static int broadcast_plan(const char *op, const ArgTensor *const *in, int32_t n_in, const ArgTensor *out,
+                          Broadcast *b) {
   int64_t run[BROADCAST_INPUTS] = {1, 1, 1};
   int32_t nd = 0;
   for (int32_t k = 0; k < n_in; ++k)
-    if (in[k]->ndim > out->ndim) return arg_fail_pair(op, ERR_SHAPE, "rank above the output's", "input", in[k], "output", out);
+    if (in[k]->ndim > out->ndim)
+      return arg_fail_pair(op, ERR_SHAPE, "rank above the output's", "input", in[k], "output", out);
   for (int32_t d = 1; d <= out->ndim; ++d) {
     int64_t n = out->shape[out->ndim - d], wanted = 1, step[BROADCAST_INPUTS] = {0, 0, 0};
     for (int32_t k = 0; k < n_in; ++k) {

@@ -71,8 +71,9 @@ static void cast_odd_f64_f32(const double *in, float *out, int64_t n) {
   {cast_##from##_bool, cast_##from##_i8, cast_##from##_i16, cast_##from##_i32, cast_##from##_i64, cast_##from##_u8, \
    cast_##from##_u16, cast_##from##_u32, cast_##from##_u64, NULL, NULL, cast_##from##_f32, cast_##from##_f64}
 static const CastLoop cast_loops[K_COUNT][K_COUNT] = {
-    [K_BOOL] = INT_ROW(u8), [K_I8] = INT_ROW(i8), [K_I16] = INT_ROW(i16), [K_I32] = INT_ROW(i32), [K_I64] = INT_ROW(i64),
-    [K_U8] = INT_ROW(u8), [K_U16] = INT_ROW(u16), [K_U32] = INT_ROW(u32), [K_U64] = INT_ROW(u64),
+    [K_BOOL] = INT_ROW(u8), [K_I8] = INT_ROW(i8), [K_I16] = INT_ROW(i16), [K_I32] = INT_ROW(i32),
+    [K_I64] = INT_ROW(i64), [K_U8] = INT_ROW(u8), [K_U16] = INT_ROW(u16), [K_U32] = INT_ROW(u32),
+    [K_U64] = INT_ROW(u64),
     [K_F32] = FLOAT_ROW(f32), [K_F64] = FLOAT_ROW(f64),
 };
 

@@ -4,7 +4,9 @@
 
 #include "vmcore/value.h"
 
-enum { K_BOOL, K_I8, K_I16, K_I32, K_I64, K_U8, K_U16, K_U32, K_U64, K_F16, K_BF16, K_F32, K_F64, K_COUNT, K_NONE = -1 };
+enum {
+  K_BOOL, K_I8, K_I16, K_I32, K_I64, K_U8, K_U16, K_U32, K_U64, K_F16, K_BF16, K_F32, K_F64, K_COUNT, K_NONE = -1
+};
 
 /* Integer types as X(suffix, C type, index). */
 #define KERNEL_SIGNED(X) X(i8, int8_t, K_I8) X(i16, int16_t, K_I16) X(i32, int32_t, K_I32) X(i64, int64_t, K_I64)

@@ -107,7 +107,7 @@ static void heap_sink(Ranked *heap, int64_t n, int64_t i) { /* the last-ranked e
   heap[i] = moved;
 }
 
-/* heap[0..k) = the k first-ranked of n elements `step` bytes apart, in rank order. flip: UINT64_MAX for the smallest. */
+/* heap[0..k) = the k first-ranked of n elements `step` bytes apart, in rank order; flip: ~0 for the smallest. */
 static void top_ranked(Ranked *heap, int64_t k, int dtype, const char *x, int64_t n, int64_t step, uint64_t flip) {
   for (int64_t i = 0; i < n; ++i) {
     Ranked entry = {order_key(dtype, x + i * step) ^ flip, i};

@@ -324,6 +324,7 @@ cdef int topk(void* self, const Value* args, int32_t n_args, Value* ret) noexcep
     cdef int32_t d
     cdef int dtype
     cdef Ranked* heap
+    shape[0] = 0
     if (arg_count(op, n_args, 7) or arg_tensor(op, args, 0, &x) or arg_axis(op, args, 2, x.ndim, &axis)
             or arg_int_in(op, args, 1, 0, x.shape[axis], &k) or arg_int(op, args, 3, &largest)
             or arg_int(op, args, 4, &is_sorted) or arg_output(op, args, 5, &values)

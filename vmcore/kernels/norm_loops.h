@@ -55,7 +55,8 @@ static void VMFN(softmax_columns_f32)(const void *in, void *to, int64_t n, int64
     }
     if (log) {
       vf shift = VMFN(vlog)(total);
-      for (int64_t i = 0; i < n; ++i) VMFN(vstore_upto)(y + i * inner, m, VMFN(vload_upto)(x + i * inner, m) - max - shift);
+      for (int64_t i = 0; i < n; ++i)
+        VMFN(vstore_upto)(y + i * inner, m, VMFN(vload_upto)(x + i * inner, m) - max - shift);
     } else {
       vf scale = 1.0f / total;
       for (int64_t i = 0; i < n; ++i) VMFN(vstore_upto)(y + i * inner, m, VMFN(vload_upto)(y + i * inner, m) * scale);

@@ -4,7 +4,8 @@
 
 #if VM_X86_VERSIONS
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,bmi,bmi2,lzcnt,movbe,popcnt,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c,bmi,bmi2,lzcnt,movbe,popcnt")
+#pragma GCC target("prefer-vector-width=512")
 #define VM_ISA 2
 #define VM_VEC 64
 #define VMFN(name) name##_v4

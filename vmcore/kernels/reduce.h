@@ -22,8 +22,10 @@ typedef void (*ReduceLoop)(const void *x, int64_t n, void *acc);
 typedef struct ReducePair {
   ReduceLoop row, column;
 } ReducePair;
+typedef void (*ExpSum)(const void *x, int64_t n, const void *max, double *sum, int column);
 typedef struct ReduceLoops {
   ReducePair f32[R_COUNT], f64[R_COUNT];
+  ExpSum exp_sum;
 } ReduceLoops;
 
 #define VM_ISA_BODY "vmcore/kernels/reduce_loops.h"
@@ -61,10 +63,13 @@ KERNEL_INTS(INT_REDUCTIONS)
 
 static ReducePair reduce_pairs[K_COUNT][R_COUNT]; /* filled by reduce_init; row == NULL: no such dtype */
 
+static ExpSum exp_sum_f32;
+
 static void reduce_init(int isa) {
   static const ReduceLoops *const versions[] = VM_ISA_TABLE(&reduce_loops);
   memcpy(reduce_pairs[K_F32], versions[isa]->f32, sizeof reduce_pairs[0]);
   memcpy(reduce_pairs[K_F64], versions[isa]->f64, sizeof reduce_pairs[0]);
+  exp_sum_f32 = versions[isa]->exp_sum;
 #define ROW(s, T, k)                                                                                  \
   {                                                                                                   \
     const ReducePair row[R_COUNT] = {{row_sum_##s, column_sum_##s}, {row_abs_##s, column_abs_##s},    \
@@ -117,7 +122,8 @@ static void reduce_finish(int finish, int dtype, void *out, int64_t n, int64_t c
   }
 #define FINISH_INT(s, T, k)                                                          \
   case k:                                                                            \
-    if (finish == FINISH_MEAN) EACH(T, !count ? 0 : (T)-1 < 0 ? (T)((int64_t)v / count) : (T)((uint64_t)v / (uint64_t)count)) \
+    if (finish == FINISH_MEAN && (T)-1 < 0) EACH(T, count ? (int64_t)v / count : 0)  \
+    if (finish == FINISH_MEAN) EACH(T, count ? (uint64_t)v / (uint64_t)count : 0)    \
     EACH(T, sqrt((double)v))
 #define FINISH_FLOAT(s, T, k)                                                        \
   case k:                                                                            \
@@ -133,32 +139,42 @@ static void reduce_finish(int finish, int dtype, void *out, int64_t n, int64_t c
 #undef FINISH_FLOAT
 }
 
-/* ---- log(sum(exp(x))) ------------------------------------------------------------------------------------------------ */
+/* ---- log(sum(exp(x))) -------------------------------------------------------------------------------------------- */
 
-/* sum[j] += exp(x[i] - shift) over a run that goes to one output (row) or to n outputs (column); an infinite shift
- * counts as 0, so that exp(inf) = inf and exp(-inf) = 0 come out. */
-#define EXP_SUM(s, T, k)                                                                                        \
-  static void exp_sum_##s(const void *in, int64_t n, const void *max, double *sum, int column) {                \
-    const T *x = (const T *)in, *m = (const T *)max;                                                            \
-    for (int64_t i = 0; i < n; ++i) {                                                                           \
-      T shift = m[column ? i : 0];                                                                              \
-      sum[column ? i : 0] += exp((double)x[i] - (isinf(shift) ? 0.0 : (double)shift));                          \
-    }                                                                                                           \
-  }                                                                                                             \
+static void exp_sum_f64(const void *in, int64_t n, const void *max, double *sum, int column) {
+  const double *x = (const double *)in, *m = (const double *)max;
+  for (int64_t i = 0; i < n; ++i) {
+    double shift = m[column ? i : 0];
+    sum[column ? i : 0] += exp(x[i] - (isinf(shift) ? 0.0 : shift));
+  }
+}
+
+#define EXP_FINISH(s, T, k)                                                                                     \
   static void exp_finish_##s(void *max, const double *sum, int64_t n) {                                         \
     T *m = (T *)max;                                                                                            \
     for (int64_t i = 0; i < n; ++i) m[i] = (T)(log(sum[i]) + (isinf(m[i]) ? 0.0 : (double)m[i]));               \
   }
-KERNEL_FLOATS(EXP_SUM)
+KERNEL_FLOATS(EXP_FINISH)
 
-/* ---- argmax, argmin ---------------------------------------------------------------------------------------------------- */
+/* ---- argmax, argmin ---------------------------------------------------------------------------------------------- */
 
 /* x: (outer, n, inner), out: (outer, inner). The first extreme, or the last with `last`; NaN is extreme, as numpy's. */
 #define ARG_BLOCK 64
 #define ARG_EXTREME(s, T, k)                                                                                   \
   static void arg_extreme_##s(const void *in, int64_t outer, int64_t n, int64_t inner, int smallest, int last, \
                               int64_t *out) {                                                                  \
-    for (int64_t o = 0; o < outer; ++o)                                                                        \
+    for (int64_t o = 0; inner == 1 && o < outer; ++o) { /* a fast pass for the value, then one for its place */\
+      const T *x = (const T *)in + o * n;                                                                      \
+      T best = x[0];                                                                                           \
+      reduce_pairs[k][smallest ? R_min : R_max].row(x, n, &best);                                              \
+      int64_t at = last ? n - 1 : 0;                                                                           \
+      while (last ? at > 0 : at < n - 1) { /* bounded, should another thread write x meanwhile */             \
+        if (x[at] == best || (best != best && x[at] != x[at])) break;                                          \
+        at += last ? -1 : 1;                                                                                   \
+      }                                                                                                        \
+      out[o] = at;                                                                                             \
+    }                                                                                                          \
+    for (int64_t o = 0; inner != 1 && o < outer; ++o)                                                          \
       for (int64_t from = 0; from < inner; from += ARG_BLOCK) {                                                \
         int64_t m = inner - from < ARG_BLOCK ? inner - from : ARG_BLOCK;                                       \
         const T *x = (const T *)in + o * n * inner + from;                                                     \
@@ -186,7 +202,7 @@ static const ArgExtremeLoop arg_extreme_loops[K_COUNT] = {
 #undef ROW
 };
 
-/* ---- cumsum ---------------------------------------------------------------------------------------------------------------- */
+/* ---- cumsum ------------------------------------------------------------------------------------------------------ */
 
 #define CUMSUM(s, T, k)                                                                                         \
   static void cumsum_##s(const void *in, int64_t outer, int64_t n, int64_t inner, int exclusive, int reverse,   \

@@ -34,7 +34,7 @@ cdef extern from "vmcore/kernels/reduce.h" nogil:
     void reduce_init(int isa)
     void reduce_start(int op, int dtype, void* out, int64_t n)
     void reduce_finish(int finish, int dtype, void* out, int64_t n, int64_t count)
-    void exp_sum_f32(const void* x, int64_t n, const void* max_, double* sum_, bint column)
+    void (*exp_sum_f32)(const void* x, int64_t n, const void* max_, double* sum_, bint column) noexcept nogil
     void exp_sum_f64(const void* x, int64_t n, const void* max_, double* sum_, bint column)
     void exp_finish_f32(void* max_, const double* sum_, int64_t n)
     void exp_finish_f64(void* max_, const double* sum_, int64_t n)

@@ -103,7 +103,8 @@ static void strided_copy(View *v, char *dst, const char *src, int64_t item) {
   int64_t n = v->dim[last], to = v->to[last], from = v->from[last], n_swap = 1, to_swap = 0;
   if (swap >= 0) {
     n_swap = v->dim[swap], to_swap = v->to[swap];
-    for (int32_t d = swap; d + 1 < last; ++d) v->dim[d] = v->dim[d + 1], v->to[d] = v->to[d + 1], v->from[d] = v->from[d + 1];
+    for (int32_t d = swap; d + 1 < last; ++d)
+      v->dim[d] = v->dim[d + 1], v->to[d] = v->to[d + 1], v->from[d] = v->from[d + 1];
     --last;
   }
   for (int32_t d = 0; d < last; ++d) index[d] = 0;
@@ -130,6 +131,8 @@ static void strided_copy(View *v, char *dst, const char *src, int64_t item) {
 }
 
 /* n elements with one value */
-static void fill_pattern(char *dst, const char *value, int64_t n, int64_t item) { strided_run(dst, value, n, item, 0, item); }
+static void fill_pattern(char *dst, const char *value, int64_t n, int64_t item) {
+  strided_run(dst, value, n, item, 0, item);
+}
 
 #endif

@@ -44,7 +44,7 @@ typedef struct HotLoops {
 #define VM_ISA_BODY "vmcore/kernels/unary_loops.h"
 #include "vmcore/kernels/per_isa.h"
 
-/* ---- loops that are compiled once --------------------------------------------------------------------------------- */
+/* ---- loops that are compiled once -------------------------------------------------------------------------------- */
 
 #define LOOP(op, suffix, T, expr)                                                                 \
   static void op##_##suffix(const void *x, void *y, int64_t n, const double *p) {                 \
@@ -104,7 +104,7 @@ LOOP(logical_not, bool, uint8_t, v == 0)
 LOOP(bitwise_not, bool, uint8_t, v == 0)
 #undef LOOP
 
-/* ---- table --------------------------------------------------------------------------------------------------------- */
+/* ---- table ------------------------------------------------------------------------------------------------------- */
 
 typedef struct UnaryOp {
   const char *name;
@@ -146,7 +146,7 @@ static void unary_init(int isa) {
   unary_ops[U_selu].n_params = unary_ops[U_hard_sigmoid].n_params = unary_ops[U_shrink].n_params = 2;
 }
 
-/* ---- doors ---------------------------------------------------------------------------------------------------------- */
+/* ---- doors ------------------------------------------------------------------------------------------------------- */
 
 #define HALF_BLOCK 256
 
@@ -248,7 +248,8 @@ static int door_clip(void *self, const Value *args, int32_t n_args, Value *ret) 
 
 /* is_nan, is_inf: bit tests on any float type, bool out. */
 static int float_class(const char *op, const ArgTensor *x, const ArgTensor *out, int nan, int negative, int positive) {
-  if (check_dtype(op, "output", out, DL_BOOL, 8) || check_same_shape(op, x, out) || check_disjoint(op, x, out)) return -1;
+  if (check_dtype(op, "output", out, DL_BOOL, 8) || check_same_shape(op, x, out) || check_disjoint(op, x, out))
+    return -1;
   uint8_t *y = (uint8_t *)out->data;
   int64_t n = x->numel;
 #define BIT_TEST(T, infinity)                                                                     \

@@ -5,7 +5,9 @@ from .eliminate_common_subexpressions import eliminate_common_subexpressions
 from .eliminate_dead_code import eliminate_dead_code
 from .fold_batch_norm import fold_batch_norm
 from .fold_constants import fold_constants
+from .fold_scale_shift import fold_scale_shift
 from .fuse_activation import fuse_activation
+from .fuse_bias import fuse_bias
 from .kill_after_last_use import kill_after_last_use
 from .legalize import legalize
 from .lower_shapes import lower_shapes
@@ -22,7 +24,9 @@ __all__ = [
     "eliminate_dead_code",
     "fold_batch_norm",
     "fold_constants",
+    "fold_scale_shift",
     "fuse_activation",
+    "fuse_bias",
     "kill_after_last_use",
     "legalize",
     "lower_shapes",

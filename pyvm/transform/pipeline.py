@@ -11,7 +11,9 @@ from .eliminate_common_subexpressions import eliminate_common_subexpressions
 from .eliminate_dead_code import eliminate_dead_code
 from .fold_batch_norm import fold_batch_norm
 from .fold_constants import fold_constants
+from .fold_scale_shift import fold_scale_shift
 from .fuse_activation import fuse_activation
+from .fuse_bias import fuse_bias
 from .kill_after_last_use import kill_after_last_use
 from .legalize import legalize
 from .lower_shapes import lower_shapes
@@ -23,8 +25,11 @@ Pass = Callable[[IRModule], IRModule]
 OPTIMIZE: tuple[Pass, ...] = (
     fold_constants,  # first: weights that a model computes (a transposed matrix) become weights
     eliminate_dead_code,  # uses are counted below: values that nobody reads must not count
-    fold_batch_norm,  # needs constant weights; leaves the convolution as the only use of its input
-    fuse_activation,  # after it, as the normalization stood between convolution and activation
+    fuse_bias,  # a matrix product with a bias is a gemm, which the two below know
+    fold_batch_norm,  # needs constant weights
+    fold_scale_shift,  # after it: exporters put either after the other, this one more often last
+    eliminate_dead_code,  # what was folded is still there, and reads the input too
+    fuse_activation,  # last, as all of these stood between convolution and activation
     decompose,  # before the two below: what operators are made of can be folded and shared, too
     fold_constants,
     eliminate_common_subexpressions,

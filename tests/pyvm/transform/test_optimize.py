@@ -27,7 +27,9 @@ from pyvm.transform import (
     eliminate_dead_code,
     fold_batch_norm,
     fold_constants,
+    fold_scale_shift,
     fuse_activation,
+    fuse_bias,
 )
 from tests.ir_evaluator import run_module
 from tests.ir_text import build, expect, tensor
@@ -333,6 +335,74 @@ def test_batch_norm_with_computed_statistics_stays() -> None:
 
     module = eliminate_dead_code(build(body, x=tensor(2, 3, 5, 5), mean=tensor(4)))
     assert fold_batch_norm(module)["main"] is module["main"]
+
+
+# --- fold_scale_shift
+
+
+@pytest.mark.parametrize("operator", ["add", "sub", "mul", "div"])
+@pytest.mark.parametrize("constant_first", [False, True])
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (4, 1, 1), (), (1,)])
+def test_arithmetic_with_constants_goes_into_the_convolution(operator: str, constant_first: bool, shape) -> None:
+    rng = np.random.default_rng(2)
+    weights, bias = rng.standard_normal((4, 3, 3, 3)).astype(F32), rng.standard_normal(4).astype(F32)
+    constant = (rng.random(shape) + 0.5).astype(F32)
+
+    def body(bb, x):
+        y = bb.emit(op.conv(x, weights, bias, strides=2), "y")
+        function = getattr(op, operator)
+        return bb.emit(function(constant, y) if constant_first else function(y, constant), "z")
+
+    module = eliminate_dead_code(build(body, x=tensor(2, 3, 7, 7)))
+    folded = check_well_formed(eliminate_dead_code(fold_scale_shift(module)))
+    kept = operator == "div" and constant_first
+    assert [b.value.op.name for b in folded["main"].body.bindings()] == ["conv"] + ["div"] * kept
+    x = rng.standard_normal((2, 3, 7, 7)).astype(F32)
+    np.testing.assert_allclose(run_module(folded, {"x": x})[0], run_module(module, {"x": x})[0], rtol=1e-4, atol=1e-5)
+
+
+def test_arithmetic_that_is_not_per_channel_stays() -> None:
+    weights = np.ones((4, 3, 1, 1), F32)
+
+    def body(bb, x, other):
+        per_pixel = bb.emit(op.add(bb.emit(op.conv(x, weights)), np.ones((1, 1, 7, 7), F32)))
+        by_zero = bb.emit(op.div(bb.emit(op.conv(x, weights)), np.zeros((4, 1, 1), F32)))
+        variable = bb.emit(op.mul(bb.emit(op.conv(x, weights)), other))
+        endless = bb.emit(op.mul(bb.emit(op.conv(x, weights)), np.full((4, 1, 1), np.inf, F32)))
+        return bb.emit(Tuple([per_pixel, by_zero, variable, endless]))
+
+    module = eliminate_dead_code(build(body, x=tensor(2, 3, 7, 7), other=tensor(4, 1, 1)))
+    assert fold_scale_shift(module)["main"] is module["main"]
+
+
+# --- fuse_bias
+
+
+@pytest.mark.parametrize("left", [(4, 3), (N, 3), (2, 5, 3), (N, 5, 3), (2, N, 2, 3)])
+def test_a_matrix_product_with_a_bias_is_a_gemm(left: tuple) -> None:
+    rng = np.random.default_rng(4)
+    weights, bias = rng.standard_normal((3, 6)).astype(F32), rng.standard_normal(6).astype(F32)
+    module = eliminate_dead_code(
+        build(lambda bb, x: bb.emit(op.add(bias, bb.emit(op.matmul(x, weights)))), x=tensor(*left))
+    )
+    fused = check_well_formed(eliminate_dead_code(fuse_bias(module)))
+    names = [b.value.op.name for b in fused["main"].body.bindings()]
+    assert names == (["gemm"] if len(left) == 2 else ["reshape", "gemm", "reshape"])
+    x = rng.standard_normal([dim if isinstance(dim, int) else 4 for dim in left]).astype(F32)
+    np.testing.assert_allclose(run_module(fused, {"x": x})[0], run_module(module, {"x": x})[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_no_bias_stays_an_addition() -> None:
+    weights = np.ones((3, 6), F32)
+
+    def body(bb, x, c):
+        column = bb.emit(op.add(bb.emit(op.matmul(x, weights)), np.ones((4, 1), F32)))
+        variable = bb.emit(op.add(bb.emit(op.matmul(x, weights)), c))
+        wider = bb.emit(op.add(bb.emit(op.matmul(x, weights)), np.ones((2, 1, 1, 6), F32)))
+        return bb.emit(Tuple([column, variable, wider]))
+
+    module = eliminate_dead_code(build(body, x=tensor(4, 3), c=tensor(6)))
+    assert fuse_bias(module)["main"] is module["main"]
 
 
 # --- decompose

@@ -10,7 +10,6 @@ for a Python callee; `Context.thread_state` says which.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from vmcore.objects cimport (
@@ -20,7 +19,7 @@ from vmcore.program cimport (
     GIL_AUTO, GIL_HOLD, GIL_RELEASE, I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL, I_CALL_CLOSURE, I_CALL_HOOKED,
     I_CALL_PYTHON, I_CALL_SPECIAL, I_CALL_VM, I_COPY, I_GOTO, I_GOTO_BACK, I_IF, I_LOAD, I_NULL, I_RET, I_RET_CLEAR_ALL,
     I_TUPLE_GET, FUNC_VM, MAX_RECURSION, POLL_INTERVAL, AllocSite, CallSite, Context, Frame, Insn, Program, VmFunc,
-    operand_at, reg_at, tensor_cache_get, value_drop, value_put, value_replace, value_reset,
+    operand_at, reg_at, tensor_cache_take, value_drop, value_put, value_replace, value_reset,
 )
 from vmcore.status cimport fail
 from vmcore.storage cimport Allocator, storage_alloc
@@ -192,8 +191,8 @@ cdef int call_special(Context* cx, CallSite* site, Value* base, Value* ret) noex
     return status
 
 
-cdef int alloc_tensor(Context* cx, AllocSite* site, Value* base, Value* ret) noexcept nogil:
-    """ret := tensor over a register's storage, its header copied from the site's template."""
+cdef inline int alloc_tensor(Context* cx, AllocSite* site, Value* base, Value* ret) noexcept nogil:
+    """ret := tensor over a register's storage, with the header that this context keeps for the site."""
     cdef Value* source = reg_at(base, site.storage)
     cdef StorageObj* storage
     cdef TensorObj* t
@@ -205,13 +204,10 @@ cdef int alloc_tensor(Context* cx, AllocSite* site, Value* base, Value* ret) noe
             fail, ERR_INTERNAL, "storage allocation failure, attempted to allocate %lld at offset %lld in region that is "
             "%lld", <long long>site.header.nbytes, <long long>site.offset, <long long>storage.nbytes,
         )
-    t = tensor_cache_get(&cx.tensors)
+    t = tensor_cache_take(&cx.tensors, &site.header, site.slot)
     if t == NULL:
         return fail(ERR_ALLOC, "alloc_tensor: no memory for a tensor header")
-    memcpy(t, &site.header, sizeof(TensorObj))
     t.dl.data = <char*>storage.data + site.offset
-    t.dl.shape = t.dims
-    t.dl.strides = t.dims + t.dl.ndim
     object_retain(storage)
     t.storage = &storage.head
     value_set(ret, VT_TENSOR, <int64_t>t)

@@ -8,21 +8,21 @@ cimport numpy as cnp
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 
 from vmcore.loop cimport invoke, now_ns, set_thread_deadline, thread_deadline
 from vmcore.objects cimport (
-    ClosureObj, Function, Tensor, borrow_array, own_array, release_python, take_value, tensor_new, to_value,
+    ClosureObj, Tensor, borrow_array, own_array, release_python, take_value, tensor_new, to_value,
 )
 from vmcore.program cimport (
-    FUNC_PACKED, FUNC_VM, GIL_AUTO, GIL_HOLD, GIL_RELEASE, MAX_RECURSION, N_ARRAY_HEADERS, POLL_INTERVAL,
-    REGISTER_STACK_BYTES, Context, Frame, Program, VmFunc, decode, decode_hooked, tensor_cache_clear,
+    FUNC_VM, GIL_AUTO, GIL_HOLD, GIL_RELEASE, MAX_RECURSION, N_ARRAY_HEADERS, POLL_INTERVAL, REGISTER_STACK_BYTES,
+    Context, Frame, Program, VmFunc, decode, decode_hooked, tensor_cache_clear,
 )
 from vmcore.status cimport fail, raise_status, take_error
-from vmcore.storage cimport AllocatorReport, allocator_report, allocator_trim
+from vmcore.storage cimport allocator_report, allocator_trim
 from vmcore.value cimport (
-    ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_CLOSURE, VT_TENSOR, Object, TensorObj, Value, fail_format,
-    object_release, object_retain, value_clear, value_copy, value_ptr, value_retain, value_set, value_set_none,
+    ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_TENSOR, TensorObj, Value, fail_format, object_release,
+    object_retain, value_clear, value_copy, value_retain, value_set, value_set_none,
 )
 
 from vmcore import errors
@@ -77,11 +77,14 @@ cdef Context* context_new(Program* program) noexcept nogil:
     stack = mmap(NULL, REGISTER_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     cx.frames = <Frame*>calloc(MAX_RECURSION + 2, sizeof(Frame))
     cx.args = <Value*>calloc(program.max_args + 1, sizeof(Value))
-    if stack == MAP_FAILED or cx.frames == NULL or cx.args == NULL:
+    cx.tensors.slots = <TensorObj**>calloc(program.n_alloc_sites + 1, sizeof(TensorObj*))
+    cx.tensors.n_slots = program.n_alloc_sites
+    if stack == MAP_FAILED or cx.frames == NULL or cx.args == NULL or cx.tensors.slots == NULL:
         if stack != MAP_FAILED:
             munmap(stack, REGISTER_STACK_BYTES)
         free(cx.frames)
         free(cx.args)
+        free(cx.tensors.slots)
         free(cx)
         fail_format(fail, ERR_ALLOC, "call: no memory for a register stack of %zu bytes", REGISTER_STACK_BYTES)
         return NULL
@@ -103,6 +106,7 @@ cdef void context_free(Context* cx) noexcept nogil:
     munmap(cx.stack, REGISTER_STACK_BYTES)
     free(cx.frames)
     free(cx.args)
+    free(cx.tensors.slots)
     free(cx)
 
 
@@ -166,8 +170,10 @@ cdef int closure_call(void* self, const Value* args, int32_t n_args, Value* ret)
 cdef class BoundFunction:
     """One function of a virtual machine; call it with positional or keyword arguments.
 
-    Arguments may be Tensors, numpy arrays (borrowed without a copy when C-contiguous), DLPack objects, ints, floats, bools,
-    strings, Shapes, DataTypes, tuples or lists of these, functions, None. Results are Tensors, scalars, Shapes, strings,
+    Arguments may be Tensors, numpy arrays (borrowed without a copy when C-contiguous), DLPack objects, ints, floats,
+    bools,
+    strings, Shapes, DataTypes, tuples or lists of these, functions, None. Results are Tensors, scalars, Shapes,
+    strings,
     functions, or nested tuples of them.
     """
     cdef void* vectorcall  # first: its offset is registered with the type

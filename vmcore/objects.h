@@ -3,6 +3,8 @@
 #ifndef VMCORE_OBJECTS_H
 #define VMCORE_OBJECTS_H
 
+#include <stddef.h>
+
 #include "vmcore/value.h"
 
 #define VM_MAX_NDIM 64
@@ -45,6 +47,8 @@ __attribute__((unused)) static TensorObj *tensor_new(int32_t ndim) {
   t->owner = NULL;
   t->release_owner = NULL;
   t->wrapper = NULL;
+  t->home = NULL;
+  t->slot = 0;
   return t;
 }
 
@@ -66,21 +70,41 @@ __attribute__((unused)) static int64_t tensor_set_shape(TensorObj *t, const int6
   return t->nbytes;
 }
 
-/* Spare tensor headers of one running invocation; no lock, because one thread uses it at a time. */
+/* Spare tensor headers of one running invocation; no lock, because one thread uses it at a time. An allocation site
+ * finds the header of its last execution in its slot, shape and all; other headers go on the list. */
 #define TENSOR_CACHE_SIZE 64
 typedef struct TensorCache {
-  TensorObj *head; /* chained through `owner` */
+  TensorObj **slots; /* one per allocation site, NULL while the header is in use */
+  TensorObj *head;   /* chained through `owner` */
+  int64_t n_slots;
   int32_t size;
 } TensorCache;
 
-static inline TensorObj *tensor_cache_get(TensorCache *cache) {
+/* A header like `source` (at most TENSOR_INLINE_NDIM dimensions), for `slot`; NULL when memory is exhausted. */
+__attribute__((noinline, unused)) static TensorObj *tensor_cache_fill(TensorCache *cache, const TensorObj *source,
+                                                                      int64_t slot) {
   TensorObj *t = cache->head;
-  if (VM_LIKELY(t != NULL)) {
+  if (t != NULL) {
     cache->head = (TensorObj *)t->owner;
     --cache->size;
-    return t;
+  } else {
+    t = (TensorObj *)malloc(sizeof(TensorObj));
+    if (t == NULL) return NULL;
   }
-  return (TensorObj *)malloc(sizeof(TensorObj));
+  memcpy(t, source, sizeof(TensorObj));
+  t->dl.shape = t->dims;
+  t->dl.strides = t->dims + t->dl.ndim;
+  t->home = cache;
+  t->slot = slot;
+  return t;
+}
+
+/* The header of allocation site `slot`: one reference, no storage yet. */
+static inline TensorObj *tensor_cache_take(TensorCache *cache, const TensorObj *source, int64_t slot) {
+  TensorObj *t = cache->slots[slot];
+  if (VM_UNLIKELY(t == NULL)) return tensor_cache_fill(cache, source, slot);
+  cache->slots[slot] = NULL;
+  return t;
 }
 
 __attribute__((unused)) static void tensor_cache_clear(TensorCache *cache) {
@@ -90,10 +114,21 @@ __attribute__((unused)) static void tensor_cache_clear(TensorCache *cache) {
     free(t);
   }
   cache->size = 0;
+  for (int64_t i = 0; i < cache->n_slots; ++i) {
+    free(cache->slots[i]);
+    cache->slots[i] = NULL;
+  }
 }
 
-/* Drops the last reference to an own tensor and keeps its header, when there is room. */
+/* Drops the last reference to an own tensor and keeps its header, when there is room. INVARIANT: a kept header has one
+ * strong and one weak reference, no storage, no owner and no wrapper. */
 __attribute__((noinline, unused)) static void tensor_recycle(TensorCache *cache, TensorObj *t) {
+  if (t->home == cache && cache->slots[t->slot] == NULL) {
+    object_release(t->storage); /* an allocation site gave it one */
+    t->storage = NULL;
+    cache->slots[t->slot] = t;
+    return;
+  }
   if (t->dl.ndim > TENSOR_INLINE_NDIM || cache->size >= TENSOR_CACHE_SIZE) {
     tensor_delete(t, OBJ_DELETE_BOTH);
     return;

@@ -56,6 +56,7 @@ typedef struct CallSite {
 typedef struct AllocSite {
   TensorObj header; /* template: counts, shape, strides, dtype */
   int64_t offset;   /* bytes from the start of the storage */
+  int64_t slot;     /* where a context keeps this site's header */
   int32_t storage;  /* register offset */
 } AllocSite;
 
@@ -82,6 +83,7 @@ typedef struct Program {
   PackedFn closure_call; /* safe_call of this program's closures */
   int32_t n_funcs, n_literals, n_constants, max_args;
   int64_t n_code;
+  int64_t n_alloc_sites;
   void (*release)(struct Program *self);
   struct Context *idle; /* free list, guarded by the GIL */
   void *instrument;     /* PyObject*, owned, or NULL: called before and after every Call; guarded by the GIL */

@@ -16,8 +16,8 @@ cdef extern from "vmcore/program.h" nogil:
     size_t REGISTER_STACK_BYTES
 
     ctypedef struct TensorCache:
-        TensorObj* head
-        int32_t size
+        TensorObj** slots
+        int64_t n_slots
 
     ctypedef struct Insn:
         uint16_t op, n
@@ -38,6 +38,7 @@ cdef extern from "vmcore/program.h" nogil:
     ctypedef struct AllocSite:
         TensorObj header
         int64_t offset
+        int64_t slot
         int32_t storage
 
     ctypedef struct VmFunc:
@@ -59,6 +60,7 @@ cdef extern from "vmcore/program.h" nogil:
         PackedFn closure_call
         int32_t n_funcs, n_literals, n_constants, max_args
         int64_t n_code
+        int64_t n_alloc_sites
         void (*release)(Program* self) noexcept nogil
         Context* idle
         void* instrument
@@ -90,7 +92,7 @@ cdef extern from "vmcore/program.h" nogil:
 
     Value* reg_at(Value* base, int64_t offset)
     const Value* operand_at(const Value* base, const Value* literals, int32_t operand)
-    TensorObj* tensor_cache_get(TensorCache* cache)
+    TensorObj* tensor_cache_take(TensorCache* cache, const TensorObj* source, int64_t slot)
     void tensor_cache_clear(TensorCache* cache)
     void value_drop(TensorCache* cache, uint64_t tag, int64_t bits)
     void value_reset(TensorCache* cache, Value* v)

@@ -1,26 +1,25 @@
 """Decoding: instruction words to a Program that the loop runs without any further check.
 
-What the loop relies on is proved by `vmcore.verify` before; what depends on data (kinds of values, sizes) is checked by the
+What the loop relies on is proved by `vmcore.verify` before; what depends on data (kinds of values,
+sizes) is checked by the
 loop and the builtins where it happens.
 """
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.object cimport PyObject
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from vmcore.builtins cimport builtin_opcode
 from vmcore.isa cimport (
-    ARG_CONSTANT, ARG_FUNCTION, ARG_IMMEDIATE, ARG_REGISTER, CALL_WORDS, ISA_VM_REGISTER, ISA_VOID_REGISTER, OP_CALL,
-    OP_GOTO, OP_IF, OP_RET, isa_arg_kind, isa_arg_value,
+    ARG_CONSTANT, ARG_IMMEDIATE, ARG_REGISTER, CALL_WORDS, ISA_VM_REGISTER, ISA_VOID_REGISTER, OP_CALL, OP_GOTO, OP_IF,
+    OP_RET, isa_arg_kind, isa_arg_value,
 )
 from vmcore.objects cimport ShapeObj, tensor_new, tensor_set_shape, to_value
 from vmcore.registry cimport registry_get
 from vmcore.storage cimport Allocator, allocator_new, allocator_release
 from vmcore.value cimport (
-    OBJ_DELETE_BOTH, OBJ_OWN, OBJ_READONLY, TENSOR_INLINE_NDIM, VT_CLOSURE, VT_DTYPE, VT_FUNCTION, VT_OPAQUE_PTR, VT_SHAPE,
-    VT_STR, VT_TENSOR, VmDataType, dtype_bytes, object_init, object_release, object_retain, value_clear, value_copy,
-    value_dtype, value_ptr, value_set, value_set_int, value_set_none, value_set_object, value_type,
+    OBJ_DELETE_BOTH, OBJ_READONLY, TENSOR_INLINE_NDIM, VT_CLOSURE, VT_DTYPE, VT_FUNCTION, VT_OPAQUE_PTR, VT_SHAPE,
+    VT_TENSOR, VmDataType, object_init, object_release, object_retain, value_clear, value_copy, value_dtype, value_ptr,
+    value_set, value_type,
 )
 
 from vmcore import errors
@@ -136,7 +135,9 @@ cdef int link(Program* program, list functions, object resolve) except -1:
         elif func.kind == FUNC_VM:
             func.code = program.code + func.start
         else:
-            raise errors.LinkError(f"link: '{info.name}' is a compiled function (VMTIR); this program comes without its library")
+            raise errors.LinkError(
+                f"link: '{info.name}' is a compiled function (VMTIR); this program comes without its library"
+            )
     if missing:
         names = ", ".join(repr(name) for name in missing)
         raise errors.FunctionNotFoundError(
@@ -350,7 +351,8 @@ cdef bint specialise(Program* program, Insn* insn, CallSite* site, int opcode) e
     if opcode == I_ALLOC_STORAGE and 4 <= n <= 5:
         if not (
             literal_is(program, args[0], VT_OPAQUE_PTR) and literal_is(program, args[1], VT_SHAPE)
-            and literal_is(program, args[2], 1) and literals[~args[2]].bits == 0 and literal_is(program, args[3], VT_DTYPE)
+            and literal_is(program, args[2], 1) and literals[~args[2]].bits == 0
+            and literal_is(program, args[3], VT_DTYPE)
         ):
             return False
         nbytes = shape_bytes(<ShapeObj*>value_ptr(&literals[~args[1]]), value_dtype(&literals[~args[3]]))
@@ -403,6 +405,8 @@ cdef bint specialise_alloc_tensor(Program* program, Insn* insn, CallSite* site) 
     object_release(template)
     alloc.offset = literals[~args[1]].bits
     alloc.storage = args[0]
+    alloc.slot = program.n_alloc_sites
+    program.n_alloc_sites += 1
     insn.op = I_ALLOC_TENSOR
     insn.p = alloc
     return True

@@ -107,6 +107,8 @@ typedef struct TensorObj {
   void *owner;                     /* foreign owner (numpy array, DLPack producer) or NULL */
   void (*release_owner)(void *owner);
   void *wrapper;                   /* borrowed Python wrapper, guarded by the GIL, NULL when there is none */
+  void *home;                      /* the TensorCache that has a slot for this header, or NULL */
+  int64_t slot;
   int64_t dims[2 * TENSOR_INLINE_NDIM]; /* shape, then strides, when ndim <= TENSOR_INLINE_NDIM */
 } TensorObj;
 

@@ -61,6 +61,8 @@ cdef extern from "vmcore/value.h" nogil:
         void* owner
         void (*release_owner)(void* owner) noexcept nogil
         void* wrapper
+        void* home
+        int64_t slot
         int64_t dims[12]
 
     ctypedef struct ShapeObj:

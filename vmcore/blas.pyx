@@ -29,8 +29,8 @@ cdef extern from "vmcore/blas_provider.h" nogil:
                       const float* b, int64_t ldb, float beta, float* c, int64_t ldc) noexcept nogil
         void (*dgemm)(int ta, int tb, int64_t m, int64_t n, int64_t k, double alpha, const double* a, int64_t lda,
                       const double* b, int64_t ldb, double beta, double* c, int64_t ldc) noexcept nogil
-        void (*sgemv)(int ta, int64_t m, int64_t n, float alpha, const float* a, int64_t lda, const float* x, float beta,
-                      float* y) noexcept nogil
+        void (*sgemv)(int ta, int64_t m, int64_t n, float alpha, const float* a, int64_t lda, const float* x,
+                      float beta, float* y) noexcept nogil
         void (*dgemv)(int ta, int64_t m, int64_t n, double alpha, const double* a, int64_t lda, const double* x,
                       double beta, double* y) noexcept nogil
         int64_t max_size

@@ -22,7 +22,8 @@ enum { CBLAS_ROW_MAJOR = 101, CBLAS_NO_TRANS = 111, CBLAS_TRANS = 112 };
     P##gemm_##KIND##_ptr(CBLAS_ROW_MAJOR, ta ? CBLAS_TRANS : CBLAS_NO_TRANS, tb ? CBLAS_TRANS : CBLAS_NO_TRANS, \
                          (INT)m, (INT)n, (INT)k, alpha, a, (INT)lda, b, (INT)ldb, beta, c, (INT)ldc); \
   } \
-  static void P##gemv_##KIND(int ta, int64_t m, int64_t n, T alpha, const T *a, int64_t lda, const T *x, T beta, T *y) { \
+  static void P##gemv_##KIND(int ta, int64_t m, int64_t n, T alpha, const T *a, int64_t lda, const T *x, T beta, \
+                             T *y) { \
     P##gemv_##KIND##_ptr(CBLAS_ROW_MAJOR, ta ? CBLAS_TRANS : CBLAS_NO_TRANS, (INT)m, (INT)n, alpha, a, (INT)lda, x, 1, \
                          beta, y, 1); \
   }
@@ -33,7 +34,8 @@ BLAS_DEFINE_CBLAS(ilp64, int64_t, double, d)
 
 /* Row-major C is column-major C', and C' = op(B)' @ op(A)': operands and m, n swap on the way to Fortran. */
 #define BLAS_DEFINE_FORTRAN(T, P) \
-  typedef void (*P##gemm_fortran_fn)(char *, char *, int *, int *, int *, T *, T *, int *, T *, int *, T *, T *, int *); \
+  typedef void (*P##gemm_fortran_fn)(char *, char *, int *, int *, int *, T *, T *, int *, T *, int *, T *, T *, \
+                                     int *); \
   typedef void (*P##gemv_fortran_fn)(char *, int *, int *, T *, T *, int *, T *, int *, T *, T *, int *); \
   static P##gemm_fortran_fn P##gemm_fortran_ptr; \
   static P##gemv_fortran_fn P##gemv_fortran_ptr; \

@@ -1,5 +1,5 @@
-/* Loops of convolution beside those of window_loops.h. Included by conv.pyx alone. Layout NC(D)(H)W; sizes are checked by
- * the doors.
+/* Loops of convolution beside those of window_loops.h. Included by conv.pyx alone. Layout NC(D)(H)W; the doors check
+ * sizes.
  */
 #ifndef VMCORE_KERNELS_CONV_H
 #define VMCORE_KERNELS_CONV_H
@@ -11,7 +11,7 @@
 #include "vmcore/kernels/planes.h"
 #include "vmcore/kernels/simd.h"
 
-/* ---- no scratch memory: windows whose padded copy would be out of proportion ---------------------------------------- */
+/* ---- no scratch memory: windows whose padded copy would be out of proportion ------------------------------------- */
 
 #define CONV_DEFINE_SLOW(T, NAME) \
   static void NAME(const Window *w, const T *x, int64_t n_channels, const T *weights, T bias, int relu, T *out) { \

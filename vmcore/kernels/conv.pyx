@@ -27,7 +27,7 @@ from vmcore.kernels.window cimport (
 from vmcore.kernels.workspace cimport SLOT_PANELS, SLOT_PLANES, SLOT_TABLES, SLOT_TILES, workspace
 from vmcore.status cimport fail
 from vmcore.threads cimport parallel_for, thread_count
-from vmcore.value cimport DL_FLOAT, ERR_ALLOC, ERR_DTYPE, ERR_SHAPE, ERR_VALUE, KernelEntry, Value
+from vmcore.value cimport DL_FLOAT, ERR_ALLOC, ERR_DTYPE, ERR_SHAPE, KernelEntry, Value
 
 cdef extern from "vmcore/kernels/conv.h" nogil:
     void conv_slow_f32(const Window* w, const float* x, int64_t n_channels, const float* weights, float bias, bint relu,
@@ -96,7 +96,7 @@ cdef void _finish_rows(const ConvJob* job) noexcept nogil:
             (<float*>job.out)[i] = <float>v
 
 
-# ---- units of work: one image, group, output plane, band of rows and part of the output channels -------------------------
+# ---- units of work: one image, group, output plane, band of rows and part of the output channels ---------------------
 
 
 cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, int64_t oh, int64_t rows, int64_t m0,
@@ -161,8 +161,8 @@ cdef int _direct_bands(const ConvJob* job, int64_t first, int64_t last, int64_t 
         return -1
     while first < last:
         batch = min(batch, last - first)
-        loops.fill(&job.w, &job.p, job.x + first * job.cg * job.in_size * es, job.x_end, batch * job.cg, od, oh, rows, 0.0,
-                   planes)
+        loops.fill(&job.w, &job.p, job.x + first * job.cg * job.in_size * es, job.x_end, batch * job.cg, od, oh, rows,
+                   0.0, planes)
         channel = first % job.group * job.og
         for i in range(batch):
             for o in range(job.og):
@@ -172,8 +172,8 @@ cdef int _direct_bands(const ConvJob* job, int64_t first, int64_t last, int64_t 
                     loops.plain_3x3(planes + i * step * es, job.p.len[2], w, _bias_at(job, channel), job.relu, rows,
                                     columns, out)
                 else:
-                    loops.direct(&job.p, taps, planes + i * step * es, job.cg, w, _bias_at(job, channel), job.relu, rows,
-                                 columns, out, line)
+                    loops.direct(&job.p, taps, planes + i * step * es, job.cg, w, _bias_at(job, channel), job.relu,
+                                 rows, columns, out, line)
                 channel += 1
             if channel == job.group * job.og:
                 channel = 0
@@ -322,13 +322,13 @@ cdef void _run(ConvJob* job) noexcept nogil:
         _run_pieces(job)
 
 
-# ---- doors ---------------------------------------------------------------------------------------------------------
+# ---- doors ----------------------------------------------------------------------------------------------------
 
 
 cdef int _conv_args(const char* op, const Value* args, ConvJob* job, ArgTensor* x, ArgTensor* w, ArgTensor* bias,
                     ArgTensor* out, int32_t first_shape, int32_t i_group, int32_t i_out,
                     ArgShape* pads) noexcept nogil:
-    """Arguments that both kernels have: tensors, strides, pads, dilations, group. Fills the job's window but its out."""
+    """Arguments that both kernels have: tensors, strides, pads, dilations, group. Fills the window but its out."""
     cdef ArgShape strides, dilations
     cdef bint has_bias = False
     cdef int64_t group = 1
@@ -385,7 +385,7 @@ cdef int conv(void* self, const Value* args, int32_t n_args, Value* ret) noexcep
         return -1
     rank = x.ndim - 2
     if x.shape[1] % job.group or w.shape[1] != x.shape[1] // job.group or w.shape[0] % job.group:
-        return ARG_FAIL(ERR_SHAPE, b"conv: input has %lld channels, which weights (%lld, %lld, ...) in %lld groups do not fit",
+        return ARG_FAIL(ERR_SHAPE, b"conv: %lld channels do not fit weights (%lld, %lld, ...) in %lld groups",
                         <long long>x.shape[1], <long long>w.shape[0], <long long>w.shape[1], <long long>job.group)
     if job.bias != NULL and (bias.ndim != 1 or bias.shape[0] != w.shape[0]):
         return arg_fail_pair(b"conv", ERR_SHAPE, b"bias must have one element per output channel", b"bias", &bias,
@@ -395,8 +395,8 @@ cdef int conv(void* self, const Value* args, int32_t n_args, Value* ret) noexcep
         a = d + 3 - rank
         room = job.w.in_[a] + pads.data[d] + pads.data[d + rank] - (job.w.kernel[a] - 1) * job.w.dilation[a] - 1
         if room < 0:
-            return ARG_FAIL(ERR_SHAPE, b"conv: along axis %d the kernel reaches over %lld elements, the padded input has "
-                            b"%lld", d, <long long>((job.w.kernel[a] - 1) * job.w.dilation[a] + 1),
+            return ARG_FAIL(ERR_SHAPE, b"conv: along axis %d the kernel reaches over %lld elements, the padded input "
+                            b"has %lld", d, <long long>((job.w.kernel[a] - 1) * job.w.dilation[a] + 1),
                             <long long>(job.w.in_[a] + pads.data[d] + pads.data[d + rank]))
         job.w.out[a] = room // job.w.stride[a] + 1
         expected[d + 2] = job.w.out[a]
@@ -417,7 +417,7 @@ cdef int conv(void* self, const Value* args, int32_t n_args, Value* ret) noexcep
     return 0
 
 
-# ---- transposed: columns = w' @ x, scattered onto the output -------------------------------------------------------------
+# ---- transposed: columns = w' @ x, scattered onto the output ----------------------------------------------------
 
 
 cdef void _transpose_piece(void* ctx, int64_t unit) noexcept nogil:
@@ -477,8 +477,8 @@ cdef int conv_transpose(void* self, const Value* args, int32_t n_args, Value* re
                         <long long>x.shape[1], <long long>w.shape[0], <long long>job.group)
     if w.shape[1] > PLANES_MAX_SIZE or (job.bias != NULL and (bias.ndim != 1 or
                                                               bias.shape[0] != w.shape[1] * job.group)):
-        return arg_fail_pair(b"conv_transpose", ERR_SHAPE, b"bias must have one element per output channel", b"bias", &bias,
-                             b"weights", &w)
+        return arg_fail_pair(b"conv_transpose", ERR_SHAPE, b"bias must have one element per output channel", b"bias",
+                             &bias, b"weights", &w)
     expected[0], expected[1] = x.shape[0], w.shape[1] * job.group
     for d in range(rank):
         a = d + 3 - rank

@@ -12,27 +12,26 @@ cdef extern from "vmcore/kernels/gemm.h" nogil:
     ctypedef struct GemmTiles:
         int rows, lanes
 
+# Register tiles of the best instruction set that this process may use.
 cdef const GemmTiles* gemm_tiles(bint is_double) noexcept nogil
-"""Register tiles of the best instruction set that this process may use."""
 
+# Instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512.
 cdef int gemm_isa() noexcept nogil
-"""Instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512."""
 
+# C[M, n] = A[M, kc] @ B for B packed as [panel][kc][2 * lanes]; `slab` (gemm_slab_size bytes) or NULL.
+#
+# `last`: these columns end the product, whatever the number of threads.
 cdef void gemm_panels(bint is_double, int64_t M, int64_t n, int64_t kc, const void* a, int64_t lda, const void* panels,
                       void* c, int64_t ldc, const GemmEpilogue* e, int64_t row, int64_t col, void* slab,
                       bint last) noexcept nogil
-"""C[M, n] = A[M, kc] @ B for B packed as [panel][kc][2 * lanes]; `slab` (gemm_slab_size bytes) or NULL.
 
-`last`: these columns end the product, whatever the number of threads."""
-
+# Bytes of scratch memory for rows of A that lie lda apart; 0: read A in place.
 cdef int64_t gemm_slab_size(bint is_double, int64_t lda, int64_t kc) noexcept nogil
-"""Bytes of scratch memory for rows of A that lie lda apart; 0: read A in place."""
 
+# C := alpha * op(A) @ op(B) + beta * C, row-major, then row_bias, col_bias and relu of `e` (NULL: none).
+#
+# A: (M, K), B: (K, N), C: (M, N) after op; ld* in elements. beta == 0: C may be uninitialised. Splits the work over
+# thread_count() threads when it is large. Returns -1 without an error message if scratch memory cannot be had.
 cdef int own_gemm(bint is_double, bint trans_a, bint trans_b, int64_t M, int64_t N, int64_t K, double alpha,
                   const void* a, int64_t lda, const void* b, int64_t ldb, double beta, void* c, int64_t ldc,
                   const GemmEpilogue* e) noexcept nogil
-"""C := alpha * op(A) @ op(B) + beta * C, row-major, then row_bias, col_bias and relu of `e` (NULL: none).
-
-A: (M, K), B: (K, N), C: (M, N) after op; ld* in elements. beta == 0: C may be uninitialised. Splits the work over
-thread_count() threads when it is large. Returns -1 without an error message if scratch memory cannot be had.
-"""

@@ -122,7 +122,10 @@ static void gemm_edge_tile(const GemmTiles *t, int64_t es, int64_t rows, int64_t
           s0 += x * *(const NAME##_vec *)(a0 + k), s1 += x * *(const NAME##_vec *)(a1 + k); \
           s2 += x * *(const NAME##_vec *)(a2 + k), s3 += x * *(const NAME##_vec *)(a3 + k); \
         } \
-        for (; k < kc; ++k) sum[0] += b[k] * a0[k], sum[1] += b[k] * a1[k], sum[2] += b[k] * a2[k], sum[3] += b[k] * a3[k]; \
+        for (; k < kc; ++k) { \
+          sum[0] += b[k] * a0[k], sum[1] += b[k] * a1[k]; \
+          sum[2] += b[k] * a2[k], sum[3] += b[k] * a3[k]; \
+        } \
         for (int l = 0; l < LANES; ++l) sum[0] += s0[l], sum[1] += s1[l], sum[2] += s2[l], sum[3] += s3[l]; \
         for (int64_t r = 0; r < 4 && i + r < rows; ++r) { \
           T v = sum[r], *o = c + (i + r) * ldc + j; \
@@ -155,9 +158,10 @@ GEMM_DEFINE_DOTS(double, gemm_dots_f64, 8)
 GEMM_DEFINE_SLAB(float, gemm_slab_f32)
 GEMM_DEFINE_SLAB(double, gemm_slab_f64)
 
-/* C[M, n] = op(A)[M, kc] @ panels. Panel p starts panel_bytes after panel p-1; slab may be NULL when A is read in place;
- * last: these are the last columns of C, whose odd ones may be done as dot products (their sums round differently, so
- * the choice must not depend on how columns are split over threads). A tile of A stays in L1 while the panels stream from L2; both are reused, the slab for all panels. */
+/* C[M, n] = op(A)[M, kc] @ panels. Panel p starts panel_bytes after panel p-1; slab may be NULL when A is read in
+ * place; last: these are the last columns of C, whose odd ones may be done as dot products (their sums round
+ * differently, so the choice must not depend on how columns are split over threads). A tile of A stays in L1 while the
+ * panels stream from L2; the slab is used for all panels. */
 static void gemm_block(const GemmTiles *t, int64_t es, int64_t M, int64_t n, int64_t kc, const char *a, int64_t lda,
                        int trans_a, double alpha, const char *b, int64_t ldb, int64_t panel_bytes, char *c, int64_t ldc,
                        const GemmEpilogue *e, int64_t row, int64_t col, char *slab, int last) {
@@ -196,8 +200,8 @@ static void gemm_block(const GemmTiles *t, int64_t es, int64_t M, int64_t n, int
     else if (n > j)
       gemm_edge_tile(t, es, rows, n - j, kc, at, at_stride, bp, ldb, cm + j * es, ldc, e, row + m, col + j);
     if (n_dots && es == 4)
-      gemm_dots_f32(rows, n_dots, kc, (const float *)at, at_stride, (const float *)dots, (float *)cm + n, ldc, e, row + m,
-                    col + n);
+      gemm_dots_f32(rows, n_dots, kc, (const float *)at, at_stride, (const float *)dots, (float *)cm + n, ldc, e,
+                    row + m, col + n);
     else if (n_dots)
       gemm_dots_f64(rows, n_dots, kc, (const double *)at, at_stride, dots, (double *)cm + n, ldc, e, row + m, col + n);
     m += rows;

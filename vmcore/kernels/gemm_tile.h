@@ -39,7 +39,8 @@ typedef TILE_I TILE_NAME(ivec) __attribute__((vector_size(TILE_W * sizeof(TILE_T
     TILE_NAME(vec) acc[M][V]; \
     TILE_UNROLL for (int i = 0; i < M; ++i) TILE_UNROLL for (int j = 0; j < V; ++j) acc[i][j] = (TILE_NAME(vec)){0}; \
     lda *= (int64_t)sizeof(TILE_T); \
-    const char *a0 = (const char *)a_, *a3 = a0 + 3 * lda, *a6 = a0 + 6 * lda, *a9 = a0 + 9 * lda, *a12 = a0 + 12 * lda; \
+    const char *a0 = (const char *)a_, *a3 = a0 + 3 * lda, *a6 = a0 + 6 * lda, *a9 = a0 + 9 * lda; \
+    const char *a12 = a0 + 12 * lda; \
     int64_t k = 0; \
     const int64_t ahead = M * lda; \
     for (; k + 4 <= K; k += 4) { \

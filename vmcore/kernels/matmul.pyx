@@ -5,7 +5,7 @@ from libc.string cimport memcpy, memset
 
 from vmcore.blas cimport gemm_rm
 from vmcore.kernels.args cimport (
-    ARG_FAIL, ARGS_MAX_NDIM, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_float, arg_int_in,
+    ARG_FAIL, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_float, arg_int_in,
     arg_optional_tensor, arg_tensor, args_bind, check_disjoint, check_dtype, check_out_shape, check_same_dtype,
 )
 from vmcore.kernels.workspace cimport SLOT_TABLES, workspace
@@ -230,7 +230,8 @@ cdef int matmul_integer(void* self, const Value* args, int32_t n_args, Value* re
             or arg_tensor(b"matmul_integer", args, 1, &b) \
             or arg_optional_tensor(b"matmul_integer", args, 2, &a_zero, &has_a) \
             or arg_optional_tensor(b"matmul_integer", args, 3, &b_zero, &has_b) \
-            or arg_tensor(b"matmul_integer", args, 4, &out) or check_dtype(b"matmul_integer", b"output", &out, DL_INT, 32):
+            or arg_tensor(b"matmul_integer", args, 4, &out) \
+            or check_dtype(b"matmul_integer", b"output", &out, DL_INT, 32):
         return -1
     if a.itemsize != 1 or b.itemsize != 1 or (a.dtype.code != DL_INT and a.dtype.code != DL_UINT) \
             or (b.dtype.code != DL_INT and b.dtype.code != DL_UINT):
@@ -239,8 +240,8 @@ cdef int matmul_integer(void* self, const Value* args, int32_t n_args, Value* re
             or (has_b and check_same_dtype(b"matmul_integer", &b, &b_zero)):
         return -1
     if a.ndim < 2 or b.ndim < 2 or a.shape[a.ndim - 1] != b.shape[b.ndim - 2]:
-        return arg_fail_pair(b"matmul_integer", ERR_SHAPE, b"operands must be matrices with equal inner sizes", b"lhs", &a,
-                             b"rhs", &b)
+        return arg_fail_pair(b"matmul_integer", ERR_SHAPE, b"operands must be matrices with equal inner sizes", b"lhs",
+                             &a, b"rhs", &b)
     job.M, job.K, job.N = a.shape[a.ndim - 2], a.shape[a.ndim - 1], b.shape[b.ndim - 1]
     if _batch_dims(&a, &b, a.ndim - 2, b.ndim - 2, &job) != 0:
         return arg_fail_pair(b"matmul_integer", ERR_SHAPE, b"batch sizes do not broadcast", b"lhs", &a, b"rhs", &b)
@@ -250,8 +251,8 @@ cdef int matmul_integer(void* self, const Value* args, int32_t n_args, Value* re
             or check_disjoint(b"matmul_integer", &b, &out):
         return -1
     if has_a and a_zero.numel != 1 and (a_zero.ndim != 1 or a_zero.numel != job.M):
-        return arg_fail_pair(b"matmul_integer", ERR_SHAPE, b"the zero point must have one element or one per row", b"lhs",
-                             &a, b"zero point", &a_zero)
+        return arg_fail_pair(b"matmul_integer", ERR_SHAPE, b"the zero point must have one element or one per row",
+                             b"lhs", &a, b"zero point", &a_zero)
     if has_b and b_zero.numel != 1 and (b_zero.ndim != 1 or b_zero.numel != job.N):
         return arg_fail_pair(b"matmul_integer", ERR_SHAPE, b"the zero point must have one element or one per column",
                              b"rhs", &b, b"zero point", &b_zero)

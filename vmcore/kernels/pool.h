@@ -1,5 +1,5 @@
-/* Loops of pooling beside those of window_loops.h. Included by pool.pyx alone. NaN anywhere in a window makes its maximum
- * NaN.
+/* Loops of pooling beside those of window_loops.h. Included by pool.pyx alone. NaN anywhere in a window makes its
+ * maximum NaN.
  */
 #ifndef VMCORE_KERNELS_POOL_H
 #define VMCORE_KERNELS_POOL_H

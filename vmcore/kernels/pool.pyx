@@ -12,8 +12,8 @@ from vmcore.kernels.args cimport (
     args_bind, check_disjoint, check_dtype, check_out_shape, check_same_dtype,
 )
 from vmcore.kernels.window cimport (
-    PLANES_MAX_SIZE, PLANES_SLACK, POOL_KIND_L1, POOL_KIND_L2, POOL_KIND_LP, POOL_KIND_MAX, POOL_KIND_SUM, Planes, Window,
-    WindowLoops, planes_layout, planes_line_size, planes_taps, window_loops,
+    PLANES_MAX_SIZE, PLANES_SLACK, POOL_KIND_L1, POOL_KIND_L2, POOL_KIND_LP, POOL_KIND_MAX, POOL_KIND_SUM, Planes,
+    Window, WindowLoops, planes_layout, planes_line_size, planes_taps, window_loops,
 )
 from vmcore.kernels.workspace cimport SLOT_PANELS, SLOT_PLANES, SLOT_TABLES, SLOT_TILES, workspace
 from vmcore.status cimport fail
@@ -29,10 +29,12 @@ cdef extern from "vmcore/kernels/pool.h" nogil:
     void pool_argmax_f32(const Window* w, bint column_major, int64_t base, const float* x, float* out, int64_t* index)
     void pool_argmax_f64(const Window* w, bint column_major, int64_t base, const double* x, double* out, int64_t* index)
     void pool_argmax_i8(const Window* w, bint column_major, int64_t base, const int8_t* x, int8_t* out, int64_t* index)
-    void pool_argmax_u8(const Window* w, bint column_major, int64_t base, const uint8_t* x, uint8_t* out, int64_t* index)
+    void pool_argmax_u8(const Window* w, bint column_major, int64_t base, const uint8_t* x, uint8_t* out,
+                        int64_t* index)
     int64_t pool_count(const Window* w, int a, int64_t o, const int64_t* pad_end, bint include_pad)
     void pool_divide_f32(const Window* w, const int64_t* pad_end, bint include_pad, const float* per_column, float* out)
-    void pool_divide_f64(const Window* w, const int64_t* pad_end, bint include_pad, const double* per_column, double* out)
+    void pool_divide_f64(const Window* w, const int64_t* pad_end, bint include_pad, const double* per_column,
+                         double* out)
     void pool_root_f32(float* out, int64_t n, int kind, double p)
     void pool_root_f64(double* out, int64_t n, int kind, double p)
     float pool_mean_f32(const float* x, int64_t n)
@@ -118,7 +120,8 @@ cdef void _argmax(const PoolJob* job, int64_t channel) noexcept nogil:
 
 cdef void _pool_piece(void* ctx, int64_t piece) noexcept nogil:
     cdef PoolJob* job = <PoolJob*>ctx
-    cdef int64_t first = job.n_channels * piece // job.pieces, last = job.n_channels * (piece + 1) // job.pieces, channel
+    cdef int64_t first = job.n_channels * piece // job.pieces, last = job.n_channels * (piece + 1) // job.pieces
+    cdef int64_t channel
     cdef Scratch scratch
     cdef int64_t i, n
     if job.index != NULL:
@@ -175,7 +178,7 @@ cdef int _run(const char* op, PoolJob* job) noexcept nogil:
     return 0
 
 
-# ---- doors ---------------------------------------------------------------------------------------------------------
+# ---- doors ----------------------------------------------------------------------------------------------------
 
 
 cdef int _pool_args(const char* op, const Value* args, int32_t i_out, PoolJob* job, ArgTensor* x,
@@ -188,8 +191,8 @@ cdef int _pool_args(const char* op, const Value* args, int32_t i_out, PoolJob* j
     if arg_tensor(op, args, 0, x) or arg_tensor(op, args, i_out, out) or check_same_dtype(op, x, out):
         return -1
     if x.ndim < 3 or x.ndim > 5 or out.ndim != x.ndim or out.shape[0] != x.shape[0] or out.shape[1] != x.shape[1]:
-        return arg_fail_pair(op, ERR_SHAPE, b"ranks must be equal and from 3 to 5, batch and channels equal", b"input", x,
-                             b"output", out)
+        return arg_fail_pair(op, ERR_SHAPE, b"ranks must be equal and from 3 to 5, batch and channels equal", b"input",
+                             x, b"output", out)
     rank = x.ndim - 2
     if arg_shape_in(op, args, 1, rank, 1, PLANES_MAX_SIZE, &kernel) \
             or arg_shape_in(op, args, 2, rank, 1, PLANES_MAX_SIZE, &strides) \
@@ -215,8 +218,8 @@ cdef int _pool_args(const char* op, const Value* args, int32_t i_out, PoolJob* j
         least = room // job.w.stride[a] + 1 if room >= 0 else 0
         if job.w.out[a] < least or job.w.out[a] > least + 1 or \
                 (job.w.out[a] > least and room >= 0 and room % job.w.stride[a] == 0):
-            return ARG_FAIL(ERR_SHAPE, b"%s: along axis %d the output has %lld positions; the padded input of %lld has room "
-                            b"for %lld windows of %lld, rounded down", op, d, <long long>job.w.out[a],
+            return ARG_FAIL(ERR_SHAPE, b"%s: along axis %d the output has %lld positions; the padded input of %lld has "
+                            b"room for %lld windows of %lld, rounded down", op, d, <long long>job.w.out[a],
                             <long long>(job.w.in_[a] + job.w.pad[a] + job.pad_end[a]), <long long>least,
                             <long long>((job.w.kernel[a] - 1) * job.w.dilation[a] + 1))
     job.is_double = x.itemsize == 8
@@ -342,14 +345,16 @@ ctypedef struct GlobalJob:
 
 cdef void _global_piece(void* ctx, int64_t piece) noexcept nogil:
     cdef GlobalJob* job = <GlobalJob*>ctx
+    cdef const double* d
+    cdef const float* f
     cdef int64_t i
     for i in range(job.n_channels * piece // job.pieces, job.n_channels * (piece + 1) // job.pieces):
         if job.is_double:
-            (<double*>job.out)[i] = pool_all_max_f64(<const double*>job.x + i * job.size, job.size) if job.maximum else \
-                pool_mean_f64(<const double*>job.x + i * job.size, job.size)
+            d = <const double*>job.x + i * job.size
+            (<double*>job.out)[i] = pool_all_max_f64(d, job.size) if job.maximum else pool_mean_f64(d, job.size)
         else:
-            (<float*>job.out)[i] = pool_all_max_f32(<const float*>job.x + i * job.size, job.size) if job.maximum else \
-                pool_mean_f32(<const float*>job.x + i * job.size, job.size)
+            f = <const float*>job.x + i * job.size
+            (<float*>job.out)[i] = pool_all_max_f32(f, job.size) if job.maximum else pool_mean_f32(f, job.size)
 
 
 cdef int _global_pool(const char* op, const Value* args, int32_t n_args, bint maximum) noexcept nogil:

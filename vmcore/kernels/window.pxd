@@ -28,14 +28,15 @@ cdef extern from "vmcore/kernels/planes.h" nogil:
         int64_t lanes
         void (*fill)(const Window* w, const Planes* p, const void* x, const void* x_end, int64_t n_channels, int64_t od,
                      int64_t oh, int64_t rows, double fill, void* buffer) noexcept nogil
-        void (*pack)(const Planes* p, const int64_t* taps, const void* planes, int64_t out_columns, int64_t q0, int64_t n,
-                     int64_t k0, int64_t k1, int64_t width, void* panels) noexcept nogil
-        void (*direct)(const Planes* p, const int64_t* taps, const void* planes, int64_t n_channels, const void* weights,
-                       double bias, bint relu, int64_t rows, int64_t columns, void* out, void* line) noexcept nogil
+        void (*pack)(const Planes* p, const int64_t* taps, const void* planes, int64_t out_columns, int64_t q0,
+                     int64_t n, int64_t k0, int64_t k1, int64_t width, void* panels) noexcept nogil
+        void (*direct)(const Planes* p, const int64_t* taps, const void* planes, int64_t n_channels,
+                       const void* weights, double bias, bint relu, int64_t rows, int64_t columns, void* out,
+                       void* line) noexcept nogil
         void (*plain_3x3)(const void* plane, int64_t pitch, const void* weights, double bias, bint relu, int64_t rows,
                           int64_t columns, void* out) noexcept nogil
-        void (*pool[4])(const Planes* p, const int64_t* taps, const void* planes, int64_t rows, int64_t columns, void* out,
-                        void* line) noexcept nogil
+        void (*pool[4])(const Planes* p, const int64_t* taps, const void* planes, int64_t rows, int64_t columns,
+                        void* out, void* line) noexcept nogil
 
     int64_t planes_layout(const Window* w, int64_t rows, Planes* p)
     int64_t planes_line_size(const Planes* p, int64_t rows)

@@ -109,8 +109,8 @@ VM_INLINE VMFN(md) VMFN(even_vd)(const double *src) {
  * and past the last run by the next row of the panel. So runs and rows are written in ascending order, and the panels
  * have one vector of slack. */
 #define DEFINE_PACK(T, V) \
-  static void VMFN(pack_##V)(const Planes *p, const int64_t *taps, const void *planes, int64_t out_columns, int64_t q0, \
-                             int64_t n, int64_t k0, int64_t k1, int64_t width, void *panels_) { \
+  static void VMFN(pack_##V)(const Planes *p, const int64_t *taps, const void *planes, int64_t out_columns, \
+                             int64_t q0, int64_t n, int64_t k0, int64_t k1, int64_t width, void *panels_) { \
     enum { LANES = VM_VEC / sizeof(T) }; \
     T *panels = (T *)panels_; \
     for (int64_t j = 0; j < n; j += width) { \
@@ -144,8 +144,8 @@ VM_INLINE VMFN(md) VMFN(even_vd)(const double *src) {
 
 #define RELU(V, M, v) ((VMFN(V))((VMFN(M))(v) & ~(VMFN(M))((v) < (VMFN(V)){0})))
 
-/* One output channel over a band: out = bias + sum over channels and taps of weight * stream, then relu. Four vectors at
- * a time, of one row or of several. line: planes_line_size elements. */
+/* One output channel over a band: out = bias + sum over channels and taps of weight * stream, then relu. Four vectors
+ * at a time, of one row or of several. line: planes_line_size elements. */
 #define DEFINE_DIRECT(T, V, M) \
   static void VMFN(direct_##V)(const Planes *p, const int64_t *taps, const void *planes, int64_t n_channels, \
                                const void *weights, double bias, int relu, int64_t rows, int64_t columns, void *out, \
@@ -187,8 +187,8 @@ VM_INLINE VMFN(md) VMFN(even_vd)(const double *src) {
       for (int64_t i = 0; i < columns; ++i) out[i] = line[i]; \
   }
 
-/* The same for one channel and a 3 x 3 window without gaps (stride 1, dilation 1): walks down the rows with three partial
- * outputs, so that each input row is loaded once. columns >= lanes. */
+/* The same for one channel and a 3 x 3 window without gaps (stride 1, dilation 1): walks down the rows with three
+ * partial outputs, so that each input row is loaded once. columns >= lanes. */
 #define DEFINE_3X3(T, V, M) \
   static void VMFN(plain_3x3_##V)(const void *plane, int64_t pitch, const void *weights, double bias, int relu, \
                                   int64_t rows, int64_t columns, void *out) { \
@@ -223,8 +223,8 @@ VM_INLINE VMFN(md) VMFN(even_vd)(const double *src) {
 
 /* Pooling of a band: out = combine over taps of the stream at each tap. A NaN in a window makes its maximum NaN. */
 #define DEFINE_POOL(T, V, M, KIND, START, COMBINE) \
-  static void VMFN(KIND##_##V)(const Planes *p, const int64_t *taps, const void *planes, int64_t rows, int64_t columns, \
-                               void *out, void *line) { \
+  static void VMFN(KIND##_##V)(const Planes *p, const int64_t *taps, const void *planes, int64_t rows, \
+                               int64_t columns, void *out, void *line) { \
     enum { LANES = VM_VEC / sizeof(T) }; \
     int64_t n_taps = p->taps; \
     int narrow = planes_is_narrow(columns, LANES); \

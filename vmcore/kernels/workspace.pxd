@@ -7,13 +7,12 @@ cdef enum:
     SLOT_TABLES = 3  # index tables, partial results
     SLOT_OTHER = 4  # first of the slots that no dense kernel uses
 
+# At least `nbytes` of this thread's slot, 64-byte aligned, contents undefined; NULL when memory cannot be had.
+#
+# Valid until this thread asks for the same slot again. Slots are 0 .. 7.
 cdef void* workspace(size_t slot, size_t nbytes) noexcept nogil
-"""At least `nbytes` of this thread's slot, 64-byte aligned, contents undefined; NULL when memory cannot be had.
 
-Valid until this thread asks for the same slot again. Slots are 0 .. 7.
-"""
-
+# Returns the calling thread's scratch memory; other threads return theirs when they next need some.
 cpdef void trim_workspace() noexcept
-"""Returns the calling thread's scratch memory; other threads return theirs when they next need some."""
 
 cpdef size_t workspace_bytes() noexcept

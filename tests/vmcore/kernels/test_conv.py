@@ -24,7 +24,8 @@ def reference_conv(
     rank = x.ndim - 2
     padded = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
     kernel = w.shape[2:]
-    out = [(n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(padded.shape[2:], kernel, dilations, strides, strict=True)]
+    sizes = zip(padded.shape[2:], kernel, dilations, strides, strict=True)
+    out = [(n - (k - 1) * d - 1) // s + 1 for n, k, d, s in sizes]
     n_out = w.shape[0] // group
     y = np.zeros((x.shape[0], w.shape[0], *out))
     for tap in itertools.product(*map(range, kernel)):
@@ -135,8 +136,9 @@ def test_avx2_tiles(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("n_threads", [2, 3])
 def test_threads_give_the_same_bits(n_threads: int, rng: np.random.Generator) -> None:
     layers = [
-        ((1, 64, 28, 28), (64, 64, 3, 3), 1), ((1, 256, 14, 14), (256, 256, 1, 1), 1), ((1, 64, 56, 56), (64, 1, 3, 3), 64),
-        ((1, 256, 14, 14), (128, 256, 3, 3), 1), ((4, 16, 28, 28), (16, 16, 1, 1), 1),
+        ((1, 64, 28, 28), (64, 64, 3, 3), 1), ((1, 256, 14, 14), (256, 256, 1, 1), 1),
+        ((1, 64, 56, 56), (64, 1, 3, 3), 64), ((1, 256, 14, 14), (128, 256, 3, 3), 1),
+        ((4, 16, 28, 28), (16, 16, 1, 1), 1),
     ]  # fmt: skip
     before = threads.get_num_threads()
     try:
@@ -233,8 +235,9 @@ def test_onnxruntime_agrees(rng: np.random.Generator) -> None:
         node = helper.make_node(
             "Conv", ["x", "w"], ["y"], strides=[stride] * 2, pads=[pad] * 4, group=group, kernel_shape=w_shape[2:]
         )
-        info = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in (("x", x_shape), ("w", w_shape))]
-        graph = helper.make_graph([node], "g", info, [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)])
+        kind = onnx.TensorProto.FLOAT
+        info = [helper.make_tensor_value_info(n, kind, s) for n, s in (("x", x_shape), ("w", w_shape))]
+        graph = helper.make_graph([node], "g", info, [helper.make_tensor_value_info("y", kind, None)])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
         expected = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x, "w": w})[0]
         actual = run_conv(x, w, None, (stride, stride), (pad,) * 4, (1, 1), group)
@@ -272,11 +275,11 @@ def hostile_arguments() -> dict[str, tuple[list, type]]:
         "group is float": (with_(_6=1.0), errors.ArgumentTypeError),
         "integers": (with_(_0=np.ones((1, 4, 8, 8), np.int32)), errors.DTypeMismatchError),
         "all integers": (
-            with_(_0=np.ones((1, 4, 8, 8), np.int32), _1=np.ones((6, 4, 3, 3), np.int32), _8=np.zeros((1, 6, 6, 6), np.int32)),
+            [*(a.astype(np.int32) for a in base()[:2]), *base()[2:8], np.zeros((1, 6, 6, 6), np.int32)],
             errors.DTypeMismatchError,
         ),
         "half": (
-            with_(_0=np.ones((1, 4, 8, 8), np.float16), _1=np.ones((6, 4, 3, 3), np.float16), _8=np.zeros((1, 6, 6, 6), np.float16)),
+            [*(a.astype(np.float16) for a in base()[:2]), *base()[2:8], np.zeros((1, 6, 6, 6), np.float16)],
             errors.DTypeMismatchError,
         ),
         "mixed": (with_(_1=np.ones((6, 4, 3, 3), np.float64)), errors.DTypeMismatchError),
@@ -285,7 +288,9 @@ def hostile_arguments() -> dict[str, tuple[list, type]]:
         "bias size": (with_(_2=np.ones(5, f)), errors.ShapeMismatchError),
         "bias rank": (with_(_2=np.ones((6, 1), f)), errors.ShapeMismatchError),
         "rank 2": (with_(_0=np.ones((4, 8), f)), errors.ShapeMismatchError),
-        "rank 6": (with_(_0=np.ones((1, 4, 2, 2, 2, 2), f), _1=np.ones((6, 4, 1, 1, 1, 1), f)), errors.ShapeMismatchError),
+        "rank 6": (
+            with_(_0=np.ones((1, 4, 2, 2, 2, 2), f), _1=np.ones((6, 4, 1, 1, 1, 1), f)), errors.ShapeMismatchError
+        ),
         "ranks differ": (with_(_1=np.ones((6, 4, 3), f)), errors.ShapeMismatchError),
         "channels": (with_(_1=np.ones((6, 3, 3, 3), f)), errors.ShapeMismatchError),
         "group does not divide": (with_(_6=3), errors.ShapeMismatchError),
@@ -314,7 +319,8 @@ def hostile_arguments() -> dict[str, tuple[list, type]]:
         "x reversed": (with_(_0=np.ones((1, 4, 8, 8), f)[..., ::-1]), errors.ArgumentValueError),
         "out strided": (with_(_8=np.zeros((1, 6, 6, 12), f)[..., ::2]), errors.ArgumentValueError),
         "out overlaps x": (
-            with_(_0=shared[:256].reshape(1, 4, 8, 8), _8=shared[100:316].reshape(1, 6, 6, 6)), errors.ArgumentValueError
+            with_(_0=shared[:256].reshape(1, 4, 8, 8), _8=shared[100:316].reshape(1, 6, 6, 6)),
+            errors.ArgumentValueError,
         ),
         "out overlaps w": (
             with_(_1=shared[:216].reshape(6, 4, 3, 3), _8=shared[:216].reshape(1, 6, 6, 6)), errors.ArgumentValueError

@@ -30,10 +30,12 @@ def provider(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 SHAPES = [
-    ((3, 4), (4, 5)), ((1, 7), (7, 9)), ((9, 7), (7, 1)), ((1, 7), (7, 1)), ((7,), (7,)), ((7,), (7, 3)), ((3, 7), (7,)),
-    ((2, 3, 4), (4, 5)), ((2, 3, 4), (2, 4, 5)), ((1, 3, 4), (6, 4, 5)), ((6, 3, 4), (1, 4, 5)), ((5, 1, 3, 4), (2, 4, 5)),
+    ((3, 4), (4, 5)), ((1, 7), (7, 9)), ((9, 7), (7, 1)), ((1, 7), (7, 1)), ((7,), (7,)), ((7,), (7, 3)),
+    ((3, 7), (7,)), ((2, 3, 4), (4, 5)), ((2, 3, 4), (2, 4, 5)), ((1, 3, 4), (6, 4, 5)), ((6, 3, 4), (1, 4, 5)),
+    ((5, 1, 3, 4), (2, 4, 5)),
     ((4,), (3, 4, 5)), ((3, 2, 4), (4,)), ((33, 65), (65, 97)), ((15, 700), (700, 31)), ((64, 64), (64, 33)),
-    ((0, 4), (4, 5)), ((3, 0), (0, 5)), ((3, 4), (4, 0)), ((0, 3, 4), (4, 5)), ((2, 0, 4), (2, 4, 5)), ((100, 1024), (1024, 40)),
+    ((0, 4), (4, 5)), ((3, 0), (0, 5)), ((3, 4), (4, 0)), ((0, 3, 4), (4, 5)), ((2, 0, 4), (2, 4, 5)),
+    ((100, 1024), (1024, 40)),
 ]  # fmt: skip
 
 
@@ -61,7 +63,9 @@ def test_matmul_of_integers_wraps(shapes: tuple, dtype: type, rng: np.random.Gen
 @pytest.mark.parametrize("trans_b", [0, 1])
 @pytest.mark.parametrize("trans_a", [0, 1])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("sizes", [(5, 7, 9), (1, 40, 33), (40, 1, 33), (70, 50, 600), (3, 4, 0), (64, 64, 64), (2, 90, 17)])
+@pytest.mark.parametrize(
+    "sizes", [(5, 7, 9), (1, 40, 33), (40, 1, 33), (70, 50, 600), (3, 4, 0), (64, 64, 64), (2, 90, 17)]
+)
 def test_gemm(sizes: tuple, dtype: type, trans_a: int, trans_b: int, provider: str, rng: np.random.Generator) -> None:
     m, n, k = sizes
     a = rng.standard_normal((k, m) if trans_a else (m, k)).astype(dtype)
@@ -150,16 +154,16 @@ def test_hostile_matmul_arguments() -> None:
     f = np.float32
     a, b, out = np.ones((3, 4), f), np.ones((4, 5), f), np.zeros((3, 5), f)
     block = np.ones(100, f)
-    bad = [
+    bad: list[list] = [
         [a, b], [a, b, out, out], [], [None, b, out], [a, 1, out], [a, b, None], ["a", b, out],
         [a, b.astype(np.float64), out], [a, b, out.astype(np.float64)],
-        [a.astype(np.float16), b.astype(np.float16), out.astype(np.float16)], [a.astype(np.int8), b.astype(np.int8), out.astype(np.int8)],
-        [a.astype(bool), b.astype(bool), out.astype(bool)], [a.astype(np.complex64), b.astype(np.complex64), out.astype(np.complex64)],
-        [np.float32(1) + np.zeros((), f), b, out], [a, np.ones((5, 5), f), out], [a, b, np.zeros((3, 4), f)], [a, b, np.zeros((5, 3), f)],
-        [a, b, np.zeros((1, 3, 5), f)], [a, b, np.zeros(15, f)], [a[:, ::-1], b, out], [a, np.ones((4, 10), f)[:, ::2], out],
-        [a, b, np.zeros((3, 10), f)[:, ::2]], [a, b[::-1], out], [np.ones((2, 3, 4), f), np.ones((3, 4, 5), f), np.zeros((3, 3, 5), f)],
-        [block[:12].reshape(3, 4), b, block[5:20].reshape(3, 5)], [a, block[:20].reshape(4, 5), block[:15].reshape(3, 5)],
-        [np.ones((2, 3, 4), f), b, out],
+        *([v.astype(t) for v in (a, b, out)] for t in (np.float16, np.int8, bool, np.complex64)),
+        [np.zeros((), f), b, out], [a, np.ones((5, 5), f), out], [a, b, np.zeros((3, 4), f)],
+        [a, b, np.zeros((5, 3), f)], [a, b, np.zeros((1, 3, 5), f)], [a, b, np.zeros(15, f)], [a[:, ::-1], b, out],
+        [a, np.ones((4, 10), f)[:, ::2], out], [a, b, np.zeros((3, 10), f)[:, ::2]], [a, b[::-1], out],
+        [np.ones((2, 3, 4), f), np.ones((3, 4, 5), f), np.zeros((3, 3, 5), f)], [np.ones((2, 3, 4), f), b, out],
+        [block[:12].reshape(3, 4), b, block[5:20].reshape(3, 5)],
+        [a, block[:20].reshape(4, 5), block[:15].reshape(3, 5)],
     ]  # fmt: skip
     for args in bad:
         with pytest.raises(errors.ExecutionError, match="matmul"):
@@ -171,10 +175,11 @@ def test_hostile_gemm_arguments() -> None:
     good = [np.ones((3, 4), f), np.ones((4, 5), f), np.ones(5, f), 1.0, 1.0, 0, 0, np.zeros((3, 5), f)]
     call_kernel("gemm", *good)
     changes = [
-        (0, None), (0, np.ones((1, 3, 4), f)), (0, np.ones((4, 3), f)), (0, np.ones((3, 4))), (0, np.ones((3, 4), np.int32)),
-        (1, np.ones(4, f)), (1, np.ones((5, 4), f)), (2, np.ones(4, f)), (2, np.ones((3, 4), f)), (2, np.ones((1, 3, 5), f)),
-        (2, np.ones(5)), (2, 1.0), (3, None), (3, "1"), (4, None), (5, 2), (5, -1), (5, 1.0), (5, None), (6, 2), (5, 1), (6, 1),
-        (7, np.zeros((5, 3), f)), (7, np.zeros((3, 5))), (7, None), (7, np.zeros((3, 10), f)[:, ::2]), (7, good[0]),
+        (0, None), (0, np.ones((1, 3, 4), f)), (0, np.ones((4, 3), f)), (0, np.ones((3, 4))),
+        (0, np.ones((3, 4), np.int32)), (1, np.ones(4, f)), (1, np.ones((5, 4), f)), (2, np.ones(4, f)),
+        (2, np.ones((3, 4), f)), (2, np.ones((1, 3, 5), f)), (2, np.ones(5)), (2, 1.0), (3, None), (3, "1"), (4, None),
+        (5, 2), (5, -1), (5, 1.0), (5, None), (6, 2), (5, 1), (6, 1), (7, np.zeros((5, 3), f)), (7, np.zeros((3, 5))),
+        (7, None), (7, np.zeros((3, 10), f)[:, ::2]), (7, good[0]),
     ]  # fmt: skip
     for index, value in changes:
         args = list(good)
@@ -188,11 +193,12 @@ def test_hostile_gemm_arguments() -> None:
 
 def test_hostile_matmul_integer_arguments() -> None:
     a, b, out = np.ones((3, 4), np.uint8), np.ones((4, 5), np.int8), np.zeros((3, 5), np.int32)
-    bad = [
+    bad: list[list] = [
         [a, b, None, None], [a, b, None, None, out.astype(np.int64)], [a.astype(np.int32), b, None, None, out],
-        [a, b.astype(bool), None, None, out], [a, b, np.int8(1) + np.zeros((), np.int8), None, out],
-        [a, b, np.ones(4, np.uint8), None, out], [a, b, None, np.ones(3, np.int8), out], [a, b, None, np.ones((5, 5), np.int8), out],
-        [a, np.ones((5, 5), np.int8), None, None, out], [a[0], b, None, None, out[0]], [a, b, None, None, out.T], [a, b, 1, None, out],
+        [a, b.astype(bool), None, None, out], [a, b, np.zeros((), np.int8), None, out],
+        [a, b, np.ones(4, np.uint8), None, out], [a, b, None, np.ones(3, np.int8), out],
+        [a, b, None, np.ones((5, 5), np.int8), out], [a, np.ones((5, 5), np.int8), None, None, out],
+        [a[0], b, None, None, out[0]], [a, b, None, None, out.T], [a, b, 1, None, out],
     ]  # fmt: skip
     for args in bad:
         with pytest.raises(errors.ExecutionError, match="matmul_integer"):

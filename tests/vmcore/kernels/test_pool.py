@@ -19,8 +19,8 @@ def rng() -> np.random.Generator:
 
 
 def out_sizes(
-    spatial: Sequence[int], kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int],
-    ceil: bool = False
+    spatial: Sequence[int], kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int],
+    dilations: Sequence[int], ceil: bool = False
 ) -> list[int]:
     sizes = []
     for i, (n, k, s, d) in enumerate(zip(spatial, kernel, strides, dilations, strict=True)):
@@ -186,12 +186,14 @@ def hostile_windows() -> dict[str, dict[int, object]]:
     f = np.float32
     huge = 2**62
     return {
-        "x none": {0: None}, "x int": {0: 1}, "x rank 2": {0: np.ones((4, 4), f)}, "x int32": {0: np.ones((1, 2, 8, 8), np.int32)},
+        "x none": {0: None}, "x int": {0: 1}, "x rank 2": {0: np.ones((4, 4), f)},
+        "x int32": {0: np.ones((1, 2, 8, 8), np.int32)},
         "x double": {0: np.ones((1, 2, 8, 8))}, "x strided": {0: np.ones((1, 2, 8, 16), f)[..., ::2]},
         "x reversed": {0: np.ones((1, 2, 8, 8), f)[:, :, ::-1]}, "kernel int": {1: 2}, "kernel none": {1: None},
         "kernel short": {1: Shape((2,))}, "kernel zero": {1: Shape((0, 2))}, "kernel huge": {1: Shape((huge, 2))},
-        "kernel large": {1: Shape((2**30, 2**30))}, "stride zero": {2: Shape((0, 1))}, "stride negative": {2: Shape((-2, 1))},
-        "stride huge": {2: Shape((huge, 1))}, "pads short": {3: Shape((0, 0))}, "pads negative": {3: Shape((0, -1, 0, 0))},
+        "kernel large": {1: Shape((2**30, 2**30))}, "stride zero": {2: Shape((0, 1))},
+        "stride negative": {2: Shape((-2, 1))}, "stride huge": {2: Shape((huge, 1))},
+        "pads short": {3: Shape((0, 0))}, "pads negative": {3: Shape((0, -1, 0, 0))},
         "pads huge": {3: Shape((huge, 0, 0, 0))}, "pads large": {3: Shape((2**30, 0, 0, 2**30))},
         "dilation zero": {4: Shape((1, 0))}, "dilation large": {4: Shape((2**30, 1))}, "out none": {5: None},
         "out larger": {5: np.zeros((1, 2, 8, 4), f)}, "out smaller": {5: np.zeros((1, 2, 3, 4), f)},
@@ -225,7 +227,8 @@ def test_other_hostile_arguments() -> None:
         ("max_pool_with_indices", [x, *window, 0, out, np.zeros((1, 2, 4, 4), np.int32)]),
         ("avg_pool", [x, *window, 2, out]), ("avg_pool", [x, *window, 0.5, out]), ("lp_pool", [x, *window, 0, out]),
         ("lp_pool", [x, *window, 2**40, out]), ("global_avg_pool", [x]), ("global_avg_pool", [x, out]),
-        ("global_avg_pool", [np.ones(3, f), np.zeros(3, f)]), ("global_max_pool", [np.ones((1, 2, 0), f), np.zeros((1, 2, 1), f)]),
+        ("global_avg_pool", [np.ones(3, f), np.zeros(3, f)]),
+        ("global_max_pool", [np.ones((1, 2, 0), f), np.zeros((1, 2, 1), f)]),
         ("global_max_pool", [x.astype(np.int32), np.zeros((1, 2, 1, 1), np.int32)]),
     ]  # fmt: skip
     for name, args in bad:

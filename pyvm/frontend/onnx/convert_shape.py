@@ -46,7 +46,8 @@ def _range(node: Node) -> Expr:
         numbers = [value.reshape(()).item() for value in constants if value is not None]
         if not numbers[2]:
             raise node.error("delta is 0")
-        return op.arange(*numbers, dtype=dtype)
+        start, limit, delta = numbers
+        return op.arange(start, limit, delta, dtype)
     if not dtype.startswith("int"):
         return _range_of_floats(node, dtype)
     start, limit, delta = (node.integer(i) for i in range(3))

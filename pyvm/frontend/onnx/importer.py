@@ -29,14 +29,16 @@ from pyvm.ir import (
     PrimExpr,
     ShapeExpr,
     ShapeStructInfo,
+    StructInfo,
     SymVar,
     TensorStructInfo,
     Tuple,
     Var,
 )
+from pyvm.op.registry import get_op
 from vmcore.errors import CompileError, FrontendError, InternalError
 
-
+_RESHAPE = get_op("reshape")
 _MAX_READ = 64  # each becomes a symbol; tensors have far fewer dimensions
 
 
@@ -100,6 +102,7 @@ class GraphImporter:
         self._dtypes: dict[str, str] = {}
         self._symbols: dict[str, SymVar] = {}
         self._n_fresh = 0
+        self._borrowed: set[int] = set()  # identities of variables that share memory with an argument
         self._functions = FunctionLibrary(model)
 
     def run(self) -> IRModule:
@@ -139,6 +142,7 @@ class GraphImporter:
             dtype = element_type(tensor.elem_type, f"input {value.name!r}")
             param = Var(value.name, TensorStructInfo(self._input_shape(value.name, tensor, unused), dtype))
             params.append(param)
+            self._borrowed.add(id(param))
             self._exprs[value.name] = param
         if unused:
             names = [value.name for value in inputs]
@@ -268,7 +272,7 @@ class GraphImporter:
             raise node.error(f"value {name!r} is computed twice")
         if isinstance(result, Call) or not isinstance(result, (Var, Constant, ShapeExpr)):
             folded = fold(result)
-            result = self.builder.emit(result, _hint(name)) if folded is None else folded
+            result = self.emit(result, _hint(name)) if folded is None else folded
         self._exprs[name] = result
 
     def _define_content(self, name: str, content: Content, dtype: str) -> None:
@@ -340,32 +344,41 @@ class GraphImporter:
         values: list[PrimExpr] = [self.fresh_dim("v", nonnegative=False) for _ in range(count)]
         if values:
             flat = node.reshape(node.cast(x, "int64"), (count,))
-            as_shape = self.builder.emit(op.tensor_to_shape(flat))
-            self.builder.match_cast(as_shape, ShapeStructInfo(values))
+            as_shape = self.emit(op.tensor_to_shape(flat))
+            self.match_cast(as_shape, ShapeStructInfo(values))
         return shape_values.make_content(values, tuple(map(int, shape)))  # type: ignore[arg-type]
 
     def _materialize(self, content: Content, dtype: str, hint: str) -> Expr:
         nums = [value.num if isinstance(value, shape_values.Ratio) else value for value in content.flat]
         dens = [value.den if isinstance(value, shape_values.Ratio) else 1 for value in content.flat]
         integers = ShapeExpr([int(num) if isinstance(num, float) else num for num in nums])
-        x: Expr = self.builder.emit(op.shape_to_tensor(integers))
+        x: Expr = self.emit(op.shape_to_tensor(integers))
         if dtype != "int64":
-            x = self.builder.emit(op.cast(x, dtype))
+            x = self.emit(op.cast(x, dtype))
         if any(den != 1 for den in dens):
-            x = self.builder.emit(op.div(x, Constant(np.array(dens, dtype))))
+            x = self.emit(op.div(x, Constant(np.array(dens, dtype))))
         if content.ndim != 1:
-            x = self.builder.emit(op.reshape(x, content.shape))
+            x = self.emit(op.reshape(x, content.shape))
         return x
 
-    def _output(self, name: str) -> Expr:
-        # An input or a constant that is an output too is copied: results belong to the caller.
-        expr = self.tensor(name)
-        if isinstance(expr, Constant) or not isinstance(expr, Var) or name in self._graph_inputs():
-            expr = op.copy(expr)
-        return self.builder.emit_output(expr, _hint(name))
+    def emit(self, expr: Expr, hint: str = "") -> Var:
+        """`expr` bound to a new variable."""
+        var = self.builder.emit(expr, hint)
+        if isinstance(expr, Call) and expr.op is _RESHAPE and id(expr.args[0]) in self._borrowed:
+            self._borrowed.add(id(var))
+        return var
 
-    def _graph_inputs(self) -> set[str]:
-        return {value.name for value in self._graph.input}
+    def match_cast(self, expr: Expr, info: StructInfo) -> Var:
+        """`expr` bound to a new variable, checked at run time to be what `info` says."""
+        var = self.builder.match_cast(expr, info)
+        if id(expr) in self._borrowed:
+            self._borrowed.add(id(var))
+        return var
+
+    def _output(self, name: str) -> Expr:
+        # OWNERSHIP: arguments belong to the caller, who may change them; results must not be views of them.
+        expr = self.tensor(name)
+        return self.builder.emit_output(op.copy(expr) if id(expr) in self._borrowed else expr, _hint(name))
 
 
 def _fixed_dim(value: object, name: str) -> int:

@@ -275,11 +275,11 @@ class Node:
     def emit(self, expr: Expr, hint: str = "") -> Expr:
         """`expr` bound to a variable; a small expression of constants only becomes its value."""
         folded = fold(expr)
-        return self._importer.builder.emit(expr, hint) if folded is None else folded
+        return self._importer.emit(expr, hint) if folded is None else folded
 
     def emit_all(self, call: Expr, n: int) -> list[Expr]:
         """The `n` fields of a call with a tuple as its result."""
-        value = self._importer.builder.emit(call)
+        value = self._importer.emit(call)
         return [self.emit(TupleGetItem(value, i)) for i in range(n)]
 
     def kernel(self, name: str, args: Sequence[object], shape: Sequence[Prim], dtype: str) -> Expr:
@@ -288,7 +288,7 @@ class Node:
 
     def match_cast(self, expr: Expr, shape: Sequence[Prim]) -> Var:
         """`expr`, checked at run time to have `shape`; symbols that are new get their value from it."""
-        return self._importer.builder.match_cast(expr, TensorStructInfo(shape, self._info(expr).dtype))
+        return self._importer.match_cast(expr, TensorStructInfo(shape, self._info(expr).dtype))
 
     def agreeing(self, x: Expr, shape: Sequence[Prim | None]) -> Expr:
         """`x`, checked at run time to have these dimensions (None: any) where that is not certain already."""
@@ -319,12 +319,12 @@ class Node:
         if not pending:
             return list(values)
         symbols = {value: self._importer.fresh_dim("v", nonnegative) for value in pending}
-        self._importer.builder.match_cast(ShapeExpr(symbols), ShapeStructInfo(symbols.values()))
+        self._importer.match_cast(ShapeExpr(symbols), ShapeStructInfo(symbols.values()))
         return [value if isinstance(value, int) else symbols.get(value, value) for value in values]
 
     def bind_symbol(self, value: Expr, info: PrimStructInfo) -> None:
         """Makes the symbol in `info` stand for the scalar `value`."""
-        self._importer.builder.match_cast(value, info)
+        self._importer.match_cast(value, info)
 
     def settle(self, expr: Expr) -> Expr:
         """`expr`, emitted, with dimensions that depend on integers read at run time named by new symbols."""

@@ -1,4 +1,4 @@
-"""Converters where the backend suite does not look: old opsets, symbolic dimensions, arguments of run time, half floats.
+"""Converters where the backend suite does not look: old opsets, symbols, arguments of run time, half floats.
 
 Expected values come from ONNX Runtime, or from numpy where an opset is older than what the runtime has.
 """

@@ -86,6 +86,32 @@ TRANSPOSE(uint16_t)
 TRANSPOSE(uint32_t)
 TRANSPOSE(uint64_t)
 
+typedef uint32_t Quad __attribute__((vector_size(16), aligned(4), may_alias));
+
+/* A 4 x 4 block in registers. */
+static inline void transpose_block(char *dst, const char *src, int64_t to, int64_t from) {
+  Quad a = *(const Quad *)src, b = *(const Quad *)(src + from);
+  Quad c = *(const Quad *)(src + 2 * from), d = *(const Quad *)(src + 3 * from);
+  Quad ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  *(Quad *)dst = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+  *(Quad *)(dst + to) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  ab = __builtin_shufflevector(a, b, 2, 6, 3, 7), cd = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  *(Quad *)(dst + 2 * to) = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+  *(Quad *)(dst + 3 * to) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+}
+
+/* transpose_uint32_t by 4 x 4 blocks: whole cache lines of dst are filled one after the other. */
+static void transpose_blocks(char *dst, const char *src, int64_t na, int64_t nb, int64_t to, int64_t from) {
+  const int64_t whole_a = na & ~3ll, whole_b = nb & ~3ll;
+  for (int64_t b0 = 0; b0 < whole_b; b0 += TRANSPOSE_TILE) {
+    const int64_t b1 = whole_b - b0 < TRANSPOSE_TILE ? whole_b : b0 + TRANSPOSE_TILE;
+    for (int64_t a = 0; a < whole_a; a += 4)
+      for (int64_t b = b0; b < b1; b += 4) transpose_block(dst + a * to + b * 4, src + b * from + a * 4, to, from);
+  }
+  if (whole_a < na) transpose_uint32_t(dst + whole_a * to, src + whole_a * 4, na - whole_a, nb, to, from);
+  if (whole_b < nb) transpose_uint32_t(dst + whole_b * 4, src + whole_b * from, whole_a, nb - whole_b, to, from);
+}
+
 /* Copies all elements of the view; dst and src share no byte, unless the view only reads what it does not write. */
 static void strided_copy(View *v, char *dst, const char *src, int64_t item) {
   int64_t index[STRIDED_MAX_NDIM];
@@ -112,7 +138,7 @@ static void strided_copy(View *v, char *dst, const char *src, int64_t item) {
     if (swap < 0)
       strided_run(dst, src, n, to, from, item);
     else if (item == 4)
-      transpose_uint32_t(dst, src, n_swap, n, to_swap, from);
+      transpose_blocks(dst, src, n_swap, n, to_swap, from);
     else if (item == 8)
       transpose_uint64_t(dst, src, n_swap, n, to_swap, from);
     else if (item == 2)

@@ -19,10 +19,10 @@ from vmcore.storage cimport Allocator, allocator_new, storage_alloc
 from vmcore.value cimport (
     DL_BOOL, DL_FLOAT, DL_INT, DL_UINT, ERR_ALLOC, ERR_DTYPE, ERR_INDEX, ERR_INTERNAL, ERR_SHAPE, ERR_TYPE, ERR_VALUE,
     VT_ARRAY, VT_BOOL, VT_CLOSURE, VT_DTYPE, VT_FLOAT, VT_FUNCTION, VT_INT, VT_NONE, VT_OBJECT, VT_OPAQUE_PTR, VT_SHAPE,
-    VT_STORAGE, VT_TENSOR, ArrayObj, DLTensor, FunctionObj, KernelEntry, Object, PackedFn, StorageObj, TensorObj, Value,
+    VT_STORAGE, VT_TENSOR, ArrayObj, DLTensor, FunctionObj, KernelEntry, PackedFn, StorageObj, TensorObj, Value,
     VmDataType, dltensor_data, dltensor_describe, dltensor_is_compact, dltensor_numel, dtype_bytes, dtype_same,
     fail_format, object_release, object_retain, value_clear, value_copy, value_dltensor, value_dtype, value_ptr,
-    value_retain, value_set, value_set_bool, value_set_int, value_set_object, value_type,
+    value_retain, value_set_bool, value_set_int, value_set_object, value_type,
 )
 
 
@@ -79,13 +79,16 @@ cdef int bad_slot(const char* name, int64_t slot, int64_t size) noexcept nogil:
 # ---- allocation ------------------------------------------------------------------------------------------------------
 
 cdef int make_tensor(
-    const char* name, StorageObj* storage, int64_t offset, const int64_t* dims, uint64_t ndim, VmDataType dtype, Value* ret
+    const char* name, StorageObj* storage, int64_t offset, const int64_t* dims, uint64_t ndim, VmDataType dtype,
+    Value* ret
 ) noexcept nogil:
     """ret := tensor over `storage` at `offset` bytes; it keeps the storage alive."""
     cdef TensorObj* t
     cdef int64_t nbytes
     if ndim > VM_MAX_NDIM:
-        return fail_format(fail, ERR_SHAPE, "%s: %llu dimensions, at most %d", name, <unsigned long long>ndim, VM_MAX_NDIM)
+        return fail_format(
+            fail, ERR_SHAPE, "%s: %llu dimensions, at most %d", name, <unsigned long long>ndim, VM_MAX_NDIM
+        )
     if dtype.bits % 8 or dtype.bits & (dtype.bits - 1) or dtype.bits == 0:
         return fail_format(fail, ERR_DTYPE, "%s: elements of %d bits cannot be stored", name, <int>dtype.bits)
     t = tensor_new(<int32_t>ndim)
@@ -98,7 +101,8 @@ cdef int make_tensor(
     if offset < 0 or offset > storage.nbytes or nbytes > storage.nbytes - offset:
         object_release(t)
         return fail_format(
-            fail, ERR_INTERNAL, "storage allocation failure, attempted to allocate %lld at offset %lld in region that is "
+            fail, ERR_INTERNAL,
+            "storage allocation failure, attempted to allocate %lld at offset %lld in region that is "
             "%lld", <long long>nbytes, <long long>offset, <long long>storage.nbytes,
         )
     if offset % dtype_bytes(dtype):
@@ -124,7 +128,9 @@ cdef int new_tensor(
     cdef int status
     for i in range(ndim):
         if dims[i] < 0:
-            return fail_format(fail, ERR_SHAPE, "%s: dimension %llu is negative: %lld", name, <unsigned long long>i, <long long>dims[i])
+            return fail_format(
+                fail, ERR_SHAPE, "%s: dimension %llu is negative: %lld", name, <unsigned long long>i, <long long>dims[i]
+            )
         if __builtin_mul_overflow(nbytes, dims[i], &nbytes):
             return fail_format(fail, ERR_ALLOC, "%s: the size of the tensor does not fit in 63 bits", name)
     storage = storage_alloc(<Allocator*>cx.program.allocator, nbytes)
@@ -167,13 +173,17 @@ cdef int b_alloc_storage(void* self, const Value* args, int32_t n_args, Value* r
         return wrong_kind("alloc_storage", 3, "DataType", &args[3])
     if args[2].bits != 0:
         return fail_format(
-            fail, ERR_VALUE, "alloc_storage: device index %lld, this virtual machine has 1 device", <long long>args[2].bits
+            fail, ERR_VALUE, "alloc_storage: device index %lld, this virtual machine has 1 device",
+            <long long>args[2].bits
         )
     shape = <ShapeObj*>value_ptr(&args[1])
     nbytes = dtype_bytes(value_dtype(&args[3]))
     for i in range(<int64_t>shape.size):
         if shape.data[i] < 0:
-            return fail_format(fail, ERR_SHAPE, "alloc_storage: dimension %lld is negative: %lld", <long long>i, <long long>shape.data[i])
+            return fail_format(
+                fail, ERR_SHAPE, "alloc_storage: dimension %lld is negative: %lld", <long long>i,
+                <long long>shape.data[i]
+            )
         if __builtin_mul_overflow(nbytes, shape.data[i], &nbytes):
             return fail(ERR_ALLOC, "alloc_storage: the size does not fit in 63 bits")
     storage = storage_alloc(<Allocator*>cx.program.allocator, nbytes)
@@ -197,7 +207,8 @@ cdef int b_alloc_tensor(void* self, const Value* args, int32_t n_args, Value* re
         return wrong_kind("alloc_tensor", 3, "DataType", &args[3])
     shape = <ShapeObj*>value_ptr(&args[2])
     return make_tensor(
-        "alloc_tensor", <StorageObj*>value_ptr(&args[0]), args[1].bits, shape.data, shape.size, value_dtype(&args[3]), ret
+        "alloc_tensor", <StorageObj*>value_ptr(&args[0]), args[1].bits, shape.data, shape.size, value_dtype(&args[3]),
+        ret
     )
 
 
@@ -249,7 +260,8 @@ cdef int tuple_item(const char* name, const Value* args, int32_t n_args, Value**
     array = <ArrayObj*>value_ptr(&args[0])
     if not 0 <= args[1].bits < array.size:
         return fail_format(
-            fail, ERR_INDEX, "%s: index %lld is outside a tuple of %lld", name, <long long>args[1].bits, <long long>array.size
+            fail, ERR_INDEX, "%s: index %lld is outside a tuple of %lld", name, <long long>args[1].bits,
+            <long long>array.size
         )
     item[0] = &array.data[args[1].bits]
     return 0
@@ -300,7 +312,8 @@ cdef int b_read_if_cond(void* self, const Value* args, int32_t n_args, Value* re
     nbytes = dtype_bytes(dtype)
     if dltensor_numel(t) < 1:
         return fail_format(
-            fail, ERR_SHAPE, "read_if_cond: a condition needs an element, got %s", dltensor_describe(text, sizeof(text), t)
+            fail, ERR_SHAPE, "read_if_cond: a condition needs an element, got %s",
+            dltensor_describe(text, sizeof(text), t)
         )
     data = <const char*>dltensor_data(t)
     for i in range(nbytes):
@@ -317,7 +330,6 @@ cdef int b_alloc_shape_heap(void* self, const Value* args, int32_t n_args, Value
     cdef Context* cx
     cdef VmDataType int64_type
     cdef int64_t n
-    cdef int status
     if n_args != 2:
         return wrong_arity("alloc_shape_heap", "2", n_args)
     cx = context_of("alloc_shape_heap", &args[0])
@@ -349,7 +361,7 @@ cdef int match_one(
     const char* name, const char* context, int64_t i, int64_t dim, int64_t code, int64_t operand, int64_t* heap,
     int64_t heap_size, bint whole_shape,
 ) noexcept nogil:
-    """One (code, operand) pair of match_shape. Codes: 0 equals the operand, 1 store, 2 nothing, 3 equals the heap cell."""
+    """One (code, operand) pair of match_shape: 0 equals the operand, 1 store, 2 nothing, 3 equals the heap cell."""
     cdef int64_t expected
     if code == 2:
         return 0
@@ -427,11 +439,14 @@ cdef int b_match_prim_value(void* self, const Value* args, int32_t n_args, Value
         if heap == NULL:
             return -1
     return match_one(
-        "match_prim_value", text_of(&args[4], context), 0, args[0].bits, args[2].bits, args[3].bits, heap, heap_size, False
+        "match_prim_value", text_of(&args[4], context), 0, args[0].bits, args[2].bits, args[3].bits, heap, heap_size,
+        False
     )
 
 
-cdef int read_one(const char* name, int64_t code, int64_t operand, const int64_t* heap, int64_t heap_size, int64_t* out) noexcept nogil:
+cdef int read_one(
+    const char* name, int64_t code, int64_t operand, const int64_t* heap, int64_t heap_size, int64_t* out
+) noexcept nogil:
     """One (code, operand) pair of make_shape. Codes: 0 the operand, 1 a heap cell."""
     if code == 0:
         out[0] = operand
@@ -466,7 +481,9 @@ cdef int b_make_shape(void* self, const Value* args, int32_t n_args, Value* ret)
         if not is_int(&args[2 + 2 * i]) or not is_int(&args[3 + 2 * i]):
             object_release(shape)
             return wrong_kind("make_shape", <int32_t>(2 + 2 * i), "int", &args[2 + 2 * i])
-        if read_one("make_shape", args[2 + 2 * i].bits, args[3 + 2 * i].bits, heap, heap_size, <int64_t*>&shape.data[i]) != 0:
+        if read_one(
+            "make_shape", args[2 + 2 * i].bits, args[3 + 2 * i].bits, heap, heap_size, <int64_t*>&shape.data[i]
+        ) != 0:
             object_release(shape)
             return -1
     value_set_object(ret, shape)
@@ -542,7 +559,10 @@ cdef int b_tensor_to_shape(void* self, const Value* args, int32_t n_args, Value*
     t = value_dltensor(&args[0])
     if t == NULL:
         return wrong_kind("tensor_to_shape", 0, "Tensor", &args[0])
-    if t.ndim != 1 or t.dtype.code != DL_INT or t.dtype.lanes != 1 or not dltensor_is_compact(t) or t.shape[0] > VM_MAX_NDIM:
+    if (
+        t.ndim != 1 or t.dtype.code != DL_INT or t.dtype.lanes != 1 or not dltensor_is_compact(t)
+        or t.shape[0] > VM_MAX_NDIM
+    ):
         return fail_format(
             fail, ERR_INTERNAL, "tensor_to_shape: expected a 1-d int16, int32 or int64 Tensor of at most %d, got %s",
             VM_MAX_NDIM, dltensor_describe(text, sizeof(text), t),
@@ -603,7 +623,9 @@ cdef int b_reshape(void* self, const Value* args, int32_t n_args, Value* ret) no
         dltensor_describe(text, sizeof(text), t)
         object_release(view)
         if nbytes < 0:
-            return fail_format(fail, ERR_SHAPE, "reshape: %s to a shape with a negative dimension or without a size", text)
+            return fail_format(
+                fail, ERR_SHAPE, "reshape: %s to a shape with a negative dimension or without a size", text
+            )
         return fail_format(
             fail, ERR_SHAPE, "reshape: %s holds fewer bytes than the %lld of the new shape", text, <long long>nbytes
         )
@@ -639,7 +661,10 @@ cdef int b_eval_shape_expr(void* self, const Value* args, int32_t n_args, Value*
         return bad_slot("eval_shape_expr", args[1].bits, heap_size)
     program = <ShapeObj*>value_ptr(&args[2])
     if program.size % 2:
-        return fail_format(fail, ERR_VALUE, "eval_shape_expr: a program of %llu words, expected pairs", <unsigned long long>program.size)
+        return fail_format(
+            fail, ERR_VALUE, "eval_shape_expr: a program of %llu words, expected pairs",
+            <unsigned long long>program.size
+        )
     for i in range(<int64_t>program.size // 2):
         code = program.data[2 * i]
         operand = program.data[2 * i + 1]
@@ -716,7 +741,9 @@ cdef int b_store_dim(void* self, const Value* args, int32_t n_args, Value* ret) 
     return 0
 
 
-cdef int own_tensor(const char* name, const int64_t* dims, uint64_t ndim, VmDataType dtype, TensorObj** out) noexcept nogil:
+cdef int own_tensor(
+    const char* name, const int64_t* dims, uint64_t ndim, VmDataType dtype, TensorObj** out
+) noexcept nogil:
     """A fresh tensor from a process-wide allocator, for builtins that are not given the virtual machine."""
     global _shared_allocator
     cdef StorageObj* storage
@@ -726,7 +753,9 @@ cdef int own_tensor(const char* name, const int64_t* dims, uint64_t ndim, VmData
     cdef int status
     for i in range(ndim):
         if dims[i] < 0 or __builtin_mul_overflow(nbytes, dims[i], &nbytes):
-            return fail_format(fail, ERR_SHAPE, "%s: a dimension is negative, or the size does not fit in 63 bits", name)
+            return fail_format(
+                fail, ERR_SHAPE, "%s: a dimension is negative, or the size does not fit in 63 bits", name
+            )
     storage = storage_alloc(_shared_allocator, nbytes)
     if storage == NULL:
         return no_memory(name, nbytes)
@@ -825,7 +854,8 @@ cdef int b_check_tensor_info(void* self, const Value* args, int32_t n_args, Valu
     t = value_dltensor(&args[0])
     if t == NULL:
         return fail_format(
-            fail, ERR_TYPE, "%sexpect a Tensor but get %s", text_of(&args[n_args - 1], context), value_kind_name(&args[0])
+            fail, ERR_TYPE, "%sexpect a Tensor but get %s", text_of(&args[n_args - 1], context),
+            value_kind_name(&args[0])
         )
     if not is_int(&args[1]):
         return wrong_kind("check_tensor_info", 1, "int", &args[1])
@@ -940,7 +970,9 @@ cdef int b_make_closure(void* self, const Value* args, int32_t n_args, Value* re
     return 0
 
 
-cdef int call_function(const char* name, const Value* callee, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
+cdef int call_function(
+    const char* name, const Value* callee, const Value* args, int32_t n_args, Value* ret
+) noexcept nogil:
     cdef int32_t kind = value_type(callee)
     if kind != VT_FUNCTION and kind != VT_CLOSURE:
         return wrong_kind(name, 0, "a function or closure", callee)
@@ -961,10 +993,15 @@ cdef int b_call_tir_dyn(void* self, const Value* args, int32_t n_args, Value* re
     cdef ShapeObj* shape
     cdef int32_t i, n = n_args - 2
     if n_args < 2 or value_type(&args[n_args - 1]) != VT_SHAPE:
-        return fail_format(fail, ERR_TYPE, "call_tir_dyn: expected a function, tensors and a Shape, got %d arguments", n_args)
+        return fail_format(
+            fail, ERR_TYPE, "call_tir_dyn: expected a function, tensors and a Shape, got %d arguments", n_args
+        )
     shape = <ShapeObj*>value_ptr(&args[n_args - 1])
     if n + shape.size > 128:
-        return fail_format(fail, ERR_VALUE, "call_tir_dyn: %d tensors and %llu dimensions, at most 128", n, <unsigned long long>shape.size)
+        return fail_format(
+            fail, ERR_VALUE, "call_tir_dyn: %d tensors and %llu dimensions, at most 128", n,
+            <unsigned long long>shape.size
+        )
     for i in range(n):
         value_copy(&expanded[i], &args[i + 1])
     for i in range(<int32_t>shape.size):
@@ -1007,8 +1044,6 @@ cdef int builtin_opcode(PackedFn fn) noexcept nogil:
     if fn == b_invoke_closure:
         return I_CALL_CLOSURE
     return I_CALL
-
-
 
 
 _shared_allocator = allocator_new(True)

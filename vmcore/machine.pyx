@@ -171,10 +171,8 @@ cdef class BoundFunction:
     """One function of a virtual machine; call it with positional or keyword arguments.
 
     Arguments may be Tensors, numpy arrays (borrowed without a copy when C-contiguous), DLPack objects, ints, floats,
-    bools,
-    strings, Shapes, DataTypes, tuples or lists of these, functions, None. Results are Tensors, scalars, Shapes,
-    strings,
-    functions, or nested tuples of them.
+    bools, strings, Shapes, DataTypes, tuples or lists of these, functions, None. Results are Tensors, scalars, Shapes,
+    strings, functions, or nested tuples of them.
     """
     cdef void* vectorcall  # first: its offset is registered with the type
     cdef Program* program  # owned

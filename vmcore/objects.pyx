@@ -5,18 +5,17 @@ from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABL
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
-from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from vmcore.status cimport fail, raise_status
 from vmcore.value cimport (
-    DL_BFLOAT, DL_BOOL, DL_COMPLEX, DL_FLOAT, DL_INT, DL_UINT, DLTensor, ERR_ALLOC, ERR_PYTHON, OBJ_DELETE_STRONG,
-    OBJ_DELETE_WEAK, OBJ_OWN, OBJ_READONLY, PyObjectObj, VT_ARRAY, VT_BOOL, VT_CLOSURE, VT_DEVICE, VT_DTYPE, VT_FLOAT,
-    VT_FUNCTION, VT_INT, VT_NONE, VT_PYOBJECT, VT_RAW_STR, VT_SHAPE, VT_SMALL_STR, VT_STR, VT_TENSOR, dtype_bytes,
-    object_init, object_release, object_retain, value_clear, value_copy, value_dtype, value_float, value_ptr,
-    value_retain, value_set, value_set_bool, value_set_dtype, value_set_float, value_set_int, value_set_none,
-    value_set_object, value_type,
+    DL_BFLOAT, DL_BOOL, DL_COMPLEX, DL_FLOAT, DL_INT, DL_UINT, ERR_PYTHON, OBJ_DELETE_STRONG, OBJ_DELETE_WEAK, OBJ_OWN,
+    OBJ_READONLY, PyObjectObj, VT_ARRAY, VT_BOOL, VT_CLOSURE, VT_DEVICE, VT_DTYPE, VT_FLOAT, VT_FUNCTION, VT_INT,
+    VT_NONE, VT_PYOBJECT, VT_RAW_STR, VT_SHAPE, VT_SMALL_STR, VT_STR, VT_TENSOR, dtype_bytes, object_init,
+    object_release, object_retain, value_clear, value_dtype, value_float, value_ptr, value_set, value_set_bool,
+    value_set_dtype, value_set_float, value_set_int, value_set_none, value_set_object, value_type,
 )
 import numpy as np
 
@@ -32,7 +31,8 @@ cdef extern from *:
     """
     /* An ndarray over foreign bytes; steals `descr`. Its base is set by the caller. */
     static PyObject *vm_array_over(PyObject *descr, int ndim, const int64_t *dims, void *data, int flags) {
-      return PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)descr, ndim, (npy_intp *)dims, NULL, data, flags, NULL);
+      return PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)descr, ndim, (npy_intp *)dims, NULL, data, flags,
+                                  NULL);
     }
     """
     int NPY_USERDEF
@@ -150,7 +150,8 @@ cdef bint borrow_array(cnp.ndarray array, TensorObj* t) noexcept:
     """Points the header `t` (own, TENSOR_INLINE_NDIM dims) at `array` without taking a reference.
 
     False, with `t` unchanged but for its dims, when the array cannot be used in place: not C-contiguous, misaligned,
-    byte-swapped, a dtype without DLPack name, or too many dimensions. The caller keeps `array` alive or calls `own_array`.
+    byte-swapped, a dtype without DLPack name, or too many dimensions. The caller keeps `array` alive or calls
+    `own_array`.
     """
     cdef VmDataType dtype
     cdef int32_t ndim = <int32_t>cnp.PyArray_NDIM(array)

@@ -1,8 +1,7 @@
 """Decoding: instruction words to a Program that the loop runs without any further check.
 
-What the loop relies on is proved by `vmcore.verify` before; what depends on data (kinds of values,
-sizes) is checked by the
-loop and the builtins where it happens.
+What the loop relies on is proved by `vmcore.verify` before; what depends on data (kinds of values, sizes) is checked
+by the loop and the builtins where it happens.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -276,7 +275,7 @@ cdef int decode_call(
     LiteralPool pool, Program* program, Insn* insn, const int64_t[::1] words, int64_t at, bint hooked
 ) except -1:
     cdef VmFunc* callee = &program.funcs[words[at + 2]]
-    cdef int32_t n_args = <int32_t>words[at + 3], i, first = 0
+    cdef int32_t n_args = <int32_t>words[at + 3], i
     cdef int32_t dst = -1 if words[at + 1] >= ISA_VOID_REGISTER else <int32_t>(words[at + 1] * REGISTER_BYTES)
     cdef bint is_special = False
     cdef int opcode = I_CALL
@@ -413,8 +412,9 @@ cdef bint specialise_alloc_tensor(Program* program, Insn* insn, CallSite* site) 
 
 
 # ---- what a Ret clears -----------------------------------------------------------------------------------------------
-# INVARIANT: everything above the top of the register stack is none, so that a new frame needs no initialisation. Each Ret
-# therefore clears exactly the registers that may hold something there: a forward may-be-set analysis over basic blocks.
+# INVARIANT: everything above the top of the register stack is none, so that a new frame needs no initialisation. Each
+# Ret therefore clears exactly the registers that may hold something there: a forward may-be-set analysis over basic
+# blocks.
 
 cdef struct Flow:
     Program* program

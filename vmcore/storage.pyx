@@ -1,17 +1,16 @@
 """Allocators of storages.
 
-A storage is one block: 64 bytes of header, then the data, both 64-byte aligned. A pooled allocator keeps freed blocks in
-size classes (four per power of two, so at most 25 % of a block is unused) and never keeps more than what brings the
+A storage is one block: 64 bytes of header, then the data, both 64-byte aligned. A pooled allocator keeps freed blocks
+in size classes (four per power of two, so at most 25 % of a block is unused) and never keeps more than what brings the
 sum of live and kept bytes to 1.5 times the peak of live bytes.
 
 OWNERSHIP: the creator of an allocator holds one reference, and so does every storage: tensors may outlive the virtual
 machine that made them.
 """
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free
-from libc.string cimport memset
 
-from vmcore.value cimport OBJ_DELETE_STRONG, OBJ_DELETE_WEAK, OBJ_OWN, VT_STORAGE, Object, StorageObj, object_init
+from vmcore.value cimport OBJ_DELETE_WEAK, OBJ_OWN, VT_STORAGE, StorageObj, object_init
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -131,7 +130,8 @@ cdef void storage_delete(void* object, int how) noexcept nogil:
     self.books.live_bytes -= capacity
     keep = (
         self.pooled
-        and self.books.live_bytes + self.books.pooled_bytes + capacity <= self.books.peak_bytes + self.books.peak_bytes // 2
+        and self.books.live_bytes + self.books.pooled_bytes + capacity
+        <= self.books.peak_bytes + self.books.peak_bytes // 2
     )
     if keep:
         block.owner = self.free_blocks[size_class]

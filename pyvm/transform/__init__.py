@@ -13,6 +13,7 @@ from .legalize import legalize
 from .lower_shapes import lower_shapes
 from .pipeline import DEFAULT_PIPELINE, LOWER, OPTIMIZE, Pass, run_passes
 from .plan_memory import plan_memory
+from .recognize_activations import recognize_activations
 
 __all__ = [
     "DEFAULT_PIPELINE",
@@ -31,5 +32,6 @@ __all__ = [
     "legalize",
     "lower_shapes",
     "plan_memory",
+    "recognize_activations",
     "run_passes",
 ]

@@ -18,6 +18,7 @@ from .kill_after_last_use import kill_after_last_use
 from .legalize import legalize
 from .lower_shapes import lower_shapes
 from .plan_memory import plan_memory
+from .recognize_activations import recognize_activations
 
 Pass = Callable[[IRModule], IRModule]
 
@@ -25,6 +26,8 @@ Pass = Callable[[IRModule], IRModule]
 OPTIMIZE: tuple[Pass, ...] = (
     fold_constants,  # first: weights that a model computes (a transposed matrix) become weights
     eliminate_dead_code,  # uses are counted below: values that nobody reads must not count
+    recognize_activations,  # before arithmetic disappears into weights
+    eliminate_dead_code,  # what they were made of reads their inputs too
     fuse_bias,  # a matrix product with a bias is a gemm, which the two below know
     fold_batch_norm,  # needs constant weights
     fold_scale_shift,  # after it: exporters put either after the other, this one more often last

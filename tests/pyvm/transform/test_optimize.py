@@ -30,6 +30,7 @@ from pyvm.transform import (
     fold_scale_shift,
     fuse_activation,
     fuse_bias,
+    recognize_activations,
 )
 from tests.ir_evaluator import run_module
 from tests.ir_text import build, expect, tensor
@@ -403,6 +404,48 @@ def test_what_is_no_bias_stays_an_addition() -> None:
 
     module = eliminate_dead_code(build(body, x=tensor(4, 3), c=tensor(6)))
     assert fuse_bias(module)["main"] is module["main"]
+
+
+# --- recognize_activations
+
+
+def _half_first(x, gate):
+    return op.mul(op.mul(x, F32(0.5)), gate)
+
+
+def _spelled_out(name: str, form: int, x):
+    if name == "silu":
+        return [op.mul(x, op.sigmoid(x)), op.mul(op.sigmoid(x), x)][form]
+    if name == "hard_swish":
+        gate = op.clip(op.add(x, F32(3)) if form else op.add(np.full((1, 1), 3, F32), x), 0.0, 6.0)
+        return [op.div(op.mul(x, gate), F32(6)), op.mul(x, op.mul(gate, F32(1 / 6)))][form]
+    root = F32(2**0.5)
+    gate = op.add(op.erf(op.mul(x, 1 / root) if form else op.div(x, root)), F32(1))
+    return [op.mul(op.mul(x, gate), F32(0.5)), op.mul(op.mul(F32(0.5), x), gate)][form]
+
+
+@pytest.mark.parametrize("name", ["gelu", "hard_swish", "silu"])
+@pytest.mark.parametrize("form", [0, 1])
+def test_spelled_out_activations_are_recognized(name: str, form: int) -> None:
+    module = eliminate_dead_code(build(lambda bb, x: bb.emit(_spelled_out(name, form, x)), x=tensor(N, 5)))
+    short = check_well_formed(eliminate_dead_code(recognize_activations(module)))
+    assert [b.value.op.name for b in short["main"].body.bindings()] == [name]
+    x = np.linspace(-6, 6, 35, dtype=F32).reshape(7, 5)
+    np.testing.assert_allclose(run_module(short, {"x": x})[0], run_module(module, {"x": x})[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_only_looks_like_an_activation_stays() -> None:
+    def body(bb, x, y):
+        other_number = op.mul(op.mul(x, op.add(op.erf(op.div(x, F32(1.5))), F32(1))), F32(0.5))
+        other_argument = op.mul(x, op.sigmoid(y))
+        quotient = op.div(x, op.sigmoid(x))
+        gate = bb.emit(op.sigmoid(y))
+        read_twice = op.mul(bb.emit(op.mul(y, gate)), gate)
+        limits = op.div(op.mul(x, op.clip(op.add(x, F32(3)), 0.0, 5.0)), F32(6))
+        return bb.emit(Tuple([bb.emit(e) for e in (other_number, other_argument, quotient, read_twice, limits)]))
+
+    module = eliminate_dead_code(build(body, x=tensor(3, 5), y=tensor(3, 5)))
+    assert recognize_activations(module)["main"] is module["main"]
 
 
 # --- decompose

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 
 from tests.bench.programs import CALLS, PROGRAMS, Kit, Program, PyvmKit, TvmKit, add_program, build, entry_program
@@ -39,7 +42,7 @@ def _calls(program: Program, kits: dict[str, Kit]) -> dict[str, Call]:
     calls: dict[str, Call] = {}
     for side, kit in kits.items():
         function, argument = build(program, kit)
-        calls[side] = lambda function=function, argument=argument: function(argument)
+        calls[side] = partial(function, argument)
     return calls
 
 
@@ -79,7 +82,8 @@ def _array_row(kits: dict[str, Kit], rounds: int, section: Section) -> Row:
     return speedup(name, "ns", best["pyvm"], "ONNX Runtime", best["ONNX Runtime"], target, note=note)
 
 
-def _add_session():
+def _add_session() -> Any:
+    """ONNX Runtime's side; None without it."""
     try:
         import onnxruntime
         from onnx import TensorProto, helper

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests import ROOT
 from tests.bench.programs import PROGRAMS, PyvmKit, build, entry_program
 from tests.bench.report import Row, Section
 
@@ -36,7 +37,7 @@ def run(quick: bool) -> Section:
             [*command, sys.executable, "-m", "tests.bench.instructions"],
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or "." for entry in sys.path)},
+            cwd=ROOT,
         )
         dumps = [Path(f"{out}.{i}") for i in range(1, 2 * len(names) + 2)]
         if done.returncode or not all(path.exists() for path in dumps):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+import pyvm
 from tests.bench.networks import NETWORKS, Network, onnx_file
 from tests.bench.report import Row, Section, Target, cost
-from tests.bench.timing import alternate, pinned
+from tests.bench.timing import Call, alternate, pinned
 
 # Idle workers of a thread pool may spin for a while and take the processor from the other side.
 SETTLE_S = 0.03
@@ -33,7 +37,11 @@ def run(quick: bool, only: str | None = None) -> Section:
         except (FileNotFoundError, ImportError) as error:
             section.remarks.append(f"{net.name} skipped: {error}")
             continue
-        section.rows.extend(_rows(net, str(path), onnxruntime, quick))
+        print(f"  {net.name} ...", file=sys.stderr, flush=True)
+        try:
+            section.rows.extend(_rows(net, str(path), onnxruntime, quick))
+        except (pyvm.errors.VMError, MemoryError) as error:
+            section.remarks.append(f"{net.name} FAILED: {error}")
         gc.collect()
     section.remarks.append(
         "ratio: pyvm / ONNX Runtime of the minima; diff: largest difference of the outputs, by the largest output; "
@@ -42,9 +50,7 @@ def run(quick: bool, only: str | None = None) -> Section:
     return section
 
 
-def _rows(net: Network, path: str, onnxruntime, quick: bool) -> list[Row]:
-    import pyvm
-
+def _rows(net: Network, path: str, onnxruntime: Any, quick: bool) -> list[Row]:
     x = net.input()
     begin = time.perf_counter()
     executable = pyvm.compile(path)
@@ -59,12 +65,12 @@ def _rows(net: Network, path: str, onnxruntime, quick: bool) -> list[Row]:
             pyvm.set_num_threads(threads)
             session = ort_session(onnxruntime, path, threads)
             feeds = {session.get_inputs()[0].name: x}
-            calls = {
+            calls: dict[str, Call] = {
                 "pyvm": lambda: arrays(function(x)),
-                "ONNX Runtime": lambda session=session, feeds=feeds: session.run(None, feeds),
+                "ONNX Runtime": partial(session.run, None, feeds),
             }
             begin = time.perf_counter()
-            ours, theirs = (call() for call in calls.values())
+            ours, theirs = arrays(function(x)), session.run(None, feeds)
             for call in calls.values():
                 call()
             pair_s = (time.perf_counter() - begin) / 2
@@ -95,12 +101,12 @@ def _rows(net: Network, path: str, onnxruntime, quick: bool) -> list[Row]:
     return rows
 
 
-def arrays(result) -> list[np.ndarray]:
+def arrays(result: Any) -> list[np.ndarray]:
     """The outputs of a call as numpy arrays, which is what ONNX Runtime returns."""
     return [value.numpy() for value in result] if isinstance(result, tuple) else [result.numpy()]
 
 
-def ort_session(onnxruntime, path: str, threads: int):
+def ort_session(onnxruntime: Any, path: str, threads: int) -> Any:
     """A session with all its optimizations, whose workers stop to spin when a run ends: we run right after it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -233,7 +233,7 @@ PROGRAMS = (
     Program("Call -> Python identity, tensor", _unary(IDENTITY), "tensor", target=Target(5, 2.5)),
     Program("Goto", _goto, target=Target(2.3, 1.5)),
     Program("If, falls through", _if_true, target=Target(4)),
-    Program("If, jumps", _if_false, prologue=_zero, target=Target(4)),
+    Program("If, jumps", _if_false, prologue=_zero, target=Target(2.3, 1.5)),  # bound like Goto: by a load
     Program("alloc_tensor + kill", _alloc_kill, "tensor", _alloc_storage),
     Program("add[16] alone", _kernel_only, "tensor", _storage_and_tensor),
     Program("alloc_tensor + add[16] + kill", _small_operator, "tensor", _alloc_storage, Target(12, 4)),

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -92,12 +93,14 @@ class Section:
         return "\n".join([f"== {self.name}: {self.title}", *_columns(lines), *(f"   {r}" for r in self.remarks), ""])
 
 
-def speedup(name: str, unit: str, ours: float, peer: str, theirs: float, target: Target | None = None, **rest) -> Row:
+def speedup(
+    name: str, unit: str, ours: float, peer: str, theirs: float, target: Target | None = None, **rest: Any
+) -> Row:
     """A row whose ratio says how many times faster we are."""
     return Row(name, unit, ours, peer, theirs, theirs / ours, target, **rest)
 
 
-def cost(name: str, unit: str, ours: float, peer: str, theirs: float, target: Target | None = None, **rest) -> Row:
+def cost(name: str, unit: str, ours: float, peer: str, theirs: float, target: Target | None = None, **rest: Any) -> Row:
     """A row whose ratio says how many times as much we need."""
     return Row(name, unit, ours, peer, theirs, ours / theirs, target, **rest)
 
@@ -146,8 +149,9 @@ def machine() -> dict[str, object]:
 
 def save(path: Path, about: dict[str, object], sections: Sequence[Section]) -> None:
     """Writes everything as JSON."""
-    content = {"machine": about, "sections": [asdict(section) for section in sections]}
-    for section, kept in zip(sections, content["sections"], strict=True):  # type: ignore[call-overload]
-        for row, entry in zip(section.rows, kept["rows"], strict=True):
+    kept = [asdict(section) for section in sections]
+    for section, entries in zip(sections, kept, strict=True):
+        for row, entry in zip(section.rows, entries["rows"], strict=True):
             entry["verdict"] = row.verdict()
+    content = {"machine": about, "sections": kept}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests import LOCATION, ROOT
 from tests.bench.networks import Network, network, onnx_file, vmx_file
 from tests.bench.report import Row, Section, Target, cost
 
@@ -196,12 +197,9 @@ def _measure(sources: dict[str, str], rounds: int) -> dict[str, _Result]:
 
 def _run_child(source: str) -> tuple[float, float, float, int, int]:
     """Seconds to the first line, the sum and the processor seconds in it, and peak and resident memory in KiB."""
-    import pyvm
-
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    package = Path(pyvm.__file__).resolve().parent.parent
-    if package.name != "site-packages":
-        environment["PYTHONPATH"] = str(package)
+    if LOCATION == ROOT:
+        environment["PYTHONPATH"] = str(ROOT)
     with tempfile.TemporaryFile() as errors:
         begin = time.perf_counter()
         child = subprocess.Popen(

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def alternate(calls: Mapping[str, Call], rounds: int, number: int = 1, settle_s:
     return times
 
 
-def repeated(call: Callable[[object], object], argument: object, n: int) -> Call:
+def repeated(call: Callable[[Any], object], argument: Any, n: int) -> Call:
     """A call that makes `n` calls in a plain Python loop, whose own cost is part of the figure."""
     counter = range(n)
 

@@ -19,7 +19,7 @@ from vmcore.program cimport (
     GIL_AUTO, GIL_HOLD, GIL_RELEASE, I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL, I_CALL_CLOSURE, I_CALL_HOOKED,
     I_CALL_PYTHON, I_CALL_SPECIAL, I_CALL_VM, I_COPY, I_GOTO, I_GOTO_BACK, I_IF, I_LOAD, I_NULL, I_RET, I_RET_CLEAR_ALL,
     I_TUPLE_GET, FUNC_VM, MAX_RECURSION, POLL_INTERVAL, AllocSite, CallSite, Context, Frame, Insn, Program, VmFunc,
-    operand_at, reg_at, tensor_cache_take, value_drop, value_put, value_replace, value_reset,
+    operand_at, reg_at, storage_cache_keep, storage_cache_take, tensor_cache_take, value_drop, value_put, value_replace, value_reset,
 )
 from vmcore.status cimport fail
 from vmcore.storage cimport Allocator, storage_alloc
@@ -204,12 +204,10 @@ cdef inline int alloc_tensor(Context* cx, AllocSite* site, Value* base, Value* r
             fail, ERR_INTERNAL, "storage allocation failure, attempted to allocate %lld at offset %lld in region that is "
             "%lld", <long long>site.header.nbytes, <long long>site.offset, <long long>storage.nbytes,
         )
-    t = tensor_cache_take(&cx.tensors, &site.header, site.slot)
+    t = tensor_cache_take(&cx.tensors, &site.header, site.slot, storage)
     if t == NULL:
         return fail(ERR_ALLOC, "alloc_tensor: no memory for a tensor header")
     t.dl.data = <char*>storage.data + site.offset
-    object_retain(storage)
-    t.storage = &storage.head
     value_set(ret, VT_TENSOR, <int64_t>t)
     return 0
 
@@ -378,12 +376,15 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
             pc += 1
         elif pc.op == I_ALLOC_STORAGE:
-            storage = storage_alloc(<Allocator*>cx.program.allocator, pc.b)
+            storage = storage_cache_take(&cx.tensors, pc.n - 1) if pc.n else NULL
             if storage == NULL:
-                fail_format(fail, ERR_ALLOC, "alloc_storage: no memory for %lld bytes", <long long>pc.b)
-                break
-            value_set_object(&ret, storage)
-            value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+                storage = storage_alloc(<Allocator*>cx.program.allocator, pc.b)
+                if storage == NULL:
+                    fail_format(fail, ERR_ALLOC, "alloc_storage: no memory for %lld bytes", <long long>pc.b)
+                    break
+                if pc.n:
+                    storage_cache_keep(&cx.tensors, pc.n - 1, storage)
+            value_put(&cx.tensors, reg_at(base, pc.a), VT_STORAGE, <int64_t>storage)
             pc += 1
         elif pc.op == I_CALL_SPECIAL:
             if call_special(cx, <CallSite*>pc.p, base, &ret) != 0:

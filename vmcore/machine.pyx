@@ -21,8 +21,8 @@ from vmcore.program cimport (
 from vmcore.status cimport fail, raise_status, take_error
 from vmcore.storage cimport allocator_report, allocator_trim
 from vmcore.value cimport (
-    ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_TENSOR, TensorObj, Value, fail_format, object_release,
-    object_retain, value_clear, value_copy, value_retain, value_set, value_set_none,
+    ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_TENSOR, StorageObj, TensorObj, Value, fail_format,
+    object_release, object_retain, value_clear, value_copy, value_retain, value_set, value_set_none,
 )
 
 from vmcore import errors
@@ -77,14 +77,18 @@ cdef Context* context_new(Program* program) noexcept nogil:
     stack = mmap(NULL, REGISTER_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     cx.frames = <Frame*>calloc(MAX_RECURSION + 2, sizeof(Frame))
     cx.args = <Value*>calloc(program.max_args + 1, sizeof(Value))
-    cx.tensors.slots = <TensorObj**>calloc(program.n_alloc_sites + 1, sizeof(TensorObj*))
-    cx.tensors.n_slots = program.n_alloc_sites
-    if stack == MAP_FAILED or cx.frames == NULL or cx.args == NULL or cx.tensors.slots == NULL:
+    cx.tensors.slots = <TensorObj**>calloc(program.n_tensor_sites + 1, sizeof(TensorObj*))
+    cx.tensors.storages = <StorageObj**>calloc(program.n_storage_sites + 1, sizeof(StorageObj*))
+    cx.tensors.n_slots = program.n_tensor_sites
+    cx.tensors.n_storages = program.n_storage_sites
+    if stack == MAP_FAILED or cx.frames == NULL or cx.args == NULL or cx.tensors.slots == NULL \
+            or cx.tensors.storages == NULL:
         if stack != MAP_FAILED:
             munmap(stack, REGISTER_STACK_BYTES)
         free(cx.frames)
         free(cx.args)
         free(cx.tensors.slots)
+        free(cx.tensors.storages)
         free(cx)
         fail_format(fail, ERR_ALLOC, "call: no memory for a register stack of %zu bytes", REGISTER_STACK_BYTES)
         return NULL
@@ -107,6 +111,7 @@ cdef void context_free(Context* cx) noexcept nogil:
     free(cx.frames)
     free(cx.args)
     free(cx.tensors.slots)
+    free(cx.tensors.storages)
     free(cx)
 
 

@@ -70,13 +70,18 @@ __attribute__((unused)) static int64_t tensor_set_shape(TensorObj *t, const int6
   return t->nbytes;
 }
 
-/* Spare tensor headers of one running invocation; no lock, because one thread uses it at a time. An allocation site
- * finds the header of its last execution in its slot, shape and all; other headers go on the list. */
+/* What one context keeps between the executions of its allocation sites; no lock, because one thread uses it at a time.
+ *
+ * A storage site keeps its storage, a tensor site its header, shape and all, with the reference to its storage: in a
+ * steady state neither counts atomically nor takes the allocator's lock. A storage is free for reuse when all its
+ * references are this cache's own: the slot's, and those of headers that are idle (`idle_refs`). Nobody else can then reach
+ * it, nor make a reference to it. Other headers go on a list. */
 #define TENSOR_CACHE_SIZE 64
 typedef struct TensorCache {
-  TensorObj **slots; /* one per allocation site, NULL while the header is in use */
-  TensorObj *head;   /* chained through `owner` */
-  int64_t n_slots;
+  TensorObj **slots;     /* one per tensor site, NULL while the header is in use */
+  StorageObj **storages; /* one per storage site */
+  TensorObj *head;       /* chained through `owner` */
+  int64_t n_slots, n_storages;
   int32_t size;
 } TensorCache;
 
@@ -99,14 +104,52 @@ __attribute__((noinline, unused)) static TensorObj *tensor_cache_fill(TensorCach
   return t;
 }
 
-/* The header of allocation site `slot`: one reference, no storage yet. */
-static inline TensorObj *tensor_cache_take(TensorCache *cache, const TensorObj *source, int64_t slot) {
+/* The header of tensor site `slot` over `storage`: one reference. NULL when memory is exhausted. */
+static inline TensorObj *tensor_cache_take(TensorCache *cache, const TensorObj *source, int64_t slot,
+                                           StorageObj *storage) {
   TensorObj *t = cache->slots[slot];
-  if (VM_UNLIKELY(t == NULL)) return tensor_cache_fill(cache, source, slot);
-  cache->slots[slot] = NULL;
+  if (VM_UNLIKELY(t == NULL)) {
+    t = tensor_cache_fill(cache, source, slot);
+    if (t == NULL) return NULL;
+  } else {
+    cache->slots[slot] = NULL;
+    if (VM_LIKELY(t->storage == &storage->head)) {
+      --storage->idle_refs;
+      return t;
+    }
+    if (t->storage) {
+      --((StorageObj *)t->storage)->idle_refs;
+      object_release(t->storage);
+    }
+  }
+  object_retain(storage);
+  t->storage = &storage->head;
   return t;
 }
 
+/* The storage that storage site `slot` used last, with one more reference, if nobody uses it any more; else NULL. */
+static inline StorageObj *storage_cache_take(TensorCache *cache, int64_t slot) {
+  StorageObj *s = cache->storages[slot];
+  if (s == NULL) return NULL;
+  uint64_t counts = __atomic_load_n(&s->head.counts, __ATOMIC_ACQUIRE);
+  if (counts != OBJ_NEW_COUNTS + (uint64_t)s->idle_refs) return NULL;
+  s->head.counts = counts + 1; /* plain: nobody else can reach it */
+  return s;
+}
+
+/* Keeps a storage for its site, instead of the one that it kept. */
+__attribute__((unused)) static void storage_cache_keep(TensorCache *cache, int64_t slot, StorageObj *storage) {
+  StorageObj *old = cache->storages[slot];
+  if (old != NULL) {
+    old->home = NULL;
+    object_release(old);
+  }
+  object_retain(storage);
+  storage->home = cache;
+  cache->storages[slot] = storage;
+}
+
+/* Gives everything that is kept back. Only while no value of an invocation of this context is alive in registers. */
 __attribute__((unused)) static void tensor_cache_clear(TensorCache *cache) {
   while (cache->head) {
     TensorObj *t = cache->head;
@@ -115,17 +158,33 @@ __attribute__((unused)) static void tensor_cache_clear(TensorCache *cache) {
   }
   cache->size = 0;
   for (int64_t i = 0; i < cache->n_slots; ++i) {
+    if (cache->slots[i] == NULL) continue;
+    if (cache->slots[i]->storage) {
+      --((StorageObj *)cache->slots[i]->storage)->idle_refs;
+      object_release(cache->slots[i]->storage);
+    }
     free(cache->slots[i]);
     cache->slots[i] = NULL;
+  }
+  for (int64_t i = 0; i < cache->n_storages; ++i) {
+    if (cache->storages[i] == NULL) continue;
+    cache->storages[i]->home = NULL;
+    object_release(cache->storages[i]);
+    cache->storages[i] = NULL;
   }
 }
 
 /* Drops the last reference to an own tensor and keeps its header, when there is room. INVARIANT: a kept header has one
- * strong and one weak reference, no storage, no owner and no wrapper. */
+ * strong and one weak reference, no owner and no wrapper; in a slot it may keep its storage, on the list it has none. */
 __attribute__((noinline, unused)) static void tensor_recycle(TensorCache *cache, TensorObj *t) {
-  if (t->home == cache && cache->slots[t->slot] == NULL) {
-    object_release(t->storage); /* an allocation site gave it one */
-    t->storage = NULL;
+  if (VM_LIKELY(t->home == cache && cache->slots[t->slot] == NULL)) {
+    StorageObj *storage = (StorageObj *)t->storage; /* its site gave it one */
+    if (VM_LIKELY(storage->home == cache)) {
+      ++storage->idle_refs;
+    } else {
+      t->storage = NULL;
+      object_release(storage);
+    }
     cache->slots[t->slot] = t;
     return;
   }

@@ -26,7 +26,7 @@ enum {
   I_LOAD,          /* R[a] := literal ~b */
   I_NULL,          /* R[a] := none */
   I_TUPLE_GET,     /* R[a] := R[b][n] */
-  I_ALLOC_STORAGE, /* R[a] := storage of b bytes (imm) */
+  I_ALLOC_STORAGE, /* R[a] := storage of b bytes (imm), kept in slot n - 1 of the context; n = 0: not kept */
   I_ALLOC_TENSOR,  /* AllocSite */
   I_CALL_HOOKED    /* any Call, when an instrument or a profiler listens */
 };
@@ -83,7 +83,7 @@ typedef struct Program {
   PackedFn closure_call; /* safe_call of this program's closures */
   int32_t n_funcs, n_literals, n_constants, max_args;
   int64_t n_code;
-  int64_t n_alloc_sites;
+  int64_t n_tensor_sites, n_storage_sites; /* slots of a context's TensorCache */
   void (*release)(struct Program *self);
   struct Context *idle; /* free list, guarded by the GIL */
   void *instrument;     /* PyObject*, owned, or NULL: called before and after every Call; guarded by the GIL */

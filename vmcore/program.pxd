@@ -1,7 +1,7 @@
 # Cython names for program.h, and the decoder.
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
-from vmcore.value cimport FunctionObj, Object, PackedFn, TensorObj, Value
+from vmcore.value cimport FunctionObj, Object, PackedFn, StorageObj, TensorObj, Value
 
 cdef extern from "vmcore/program.h" nogil:
     enum:
@@ -17,7 +17,8 @@ cdef extern from "vmcore/program.h" nogil:
 
     ctypedef struct TensorCache:
         TensorObj** slots
-        int64_t n_slots
+        StorageObj** storages
+        int64_t n_slots, n_storages
 
     ctypedef struct Insn:
         uint16_t op, n
@@ -60,7 +61,7 @@ cdef extern from "vmcore/program.h" nogil:
         PackedFn closure_call
         int32_t n_funcs, n_literals, n_constants, max_args
         int64_t n_code
-        int64_t n_alloc_sites
+        int64_t n_tensor_sites, n_storage_sites
         void (*release)(Program* self) noexcept nogil
         Context* idle
         void* instrument
@@ -92,7 +93,9 @@ cdef extern from "vmcore/program.h" nogil:
 
     Value* reg_at(Value* base, int64_t offset)
     const Value* operand_at(const Value* base, const Value* literals, int32_t operand)
-    TensorObj* tensor_cache_take(TensorCache* cache, const TensorObj* source, int64_t slot)
+    TensorObj* tensor_cache_take(TensorCache* cache, const TensorObj* source, int64_t slot, StorageObj* storage)
+    StorageObj* storage_cache_take(TensorCache* cache, int64_t slot)
+    void storage_cache_keep(TensorCache* cache, int64_t slot, StorageObj* storage)
     void tensor_cache_clear(TensorCache* cache)
     void value_drop(TensorCache* cache, uint64_t tag, int64_t bits)
     void value_reset(TensorCache* cache, Value* v)

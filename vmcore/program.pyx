@@ -14,7 +14,7 @@ from vmcore.isa cimport (
 )
 from vmcore.objects cimport ShapeObj, tensor_new, tensor_set_shape, to_value
 from vmcore.registry cimport registry_get
-from vmcore.storage cimport Allocator, allocator_new, allocator_release
+from vmcore.storage cimport Allocator, allocator_is_pooled, allocator_new, allocator_release
 from vmcore.value cimport (
     OBJ_DELETE_BOTH, OBJ_READONLY, TENSOR_INLINE_NDIM, VT_CLOSURE, VT_DTYPE, VT_FUNCTION, VT_OPAQUE_PTR, VT_SHAPE,
     VT_TENSOR, VmDataType, object_init, object_release, object_retain, value_clear, value_copy, value_dtype, value_ptr,
@@ -359,6 +359,9 @@ cdef bint specialise(Program* program, Insn* insn, CallSite* site, int opcode) e
             return False  # the builtin raises when it is reached
         insn.op = I_ALLOC_STORAGE
         insn.b = nbytes
+        if allocator_is_pooled(<Allocator*>program.allocator) and program.n_storage_sites < 65535:
+            program.n_storage_sites += 1
+            insn.n = <uint16_t>program.n_storage_sites
         return True
     if opcode == I_ALLOC_TENSOR and 4 <= n <= 5:
         return specialise_alloc_tensor(program, insn, site)
@@ -404,8 +407,8 @@ cdef bint specialise_alloc_tensor(Program* program, Insn* insn, CallSite* site) 
     object_release(template)
     alloc.offset = literals[~args[1]].bits
     alloc.storage = args[0]
-    alloc.slot = program.n_alloc_sites
-    program.n_alloc_sites += 1
+    alloc.slot = program.n_tensor_sites
+    program.n_tensor_sites += 1
     insn.op = I_ALLOC_TENSOR
     insn.p = alloc
     return True

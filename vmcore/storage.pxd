@@ -13,6 +13,7 @@ cdef struct AllocatorReport:
     int64_t n_pool_hits     # requests served from the pool
 
 cdef Allocator* allocator_new(bint pooled) noexcept nogil
+cdef bint allocator_is_pooled(Allocator* allocator) noexcept nogil
 cdef void allocator_release(Allocator* self) noexcept nogil
 cdef StorageObj* storage_alloc(Allocator* self, int64_t nbytes) noexcept nogil
 cdef int64_t allocator_trim(Allocator* self) noexcept nogil

@@ -66,6 +66,11 @@ cdef Allocator* allocator_new(bint pooled) noexcept nogil:
     return self
 
 
+cdef bint allocator_is_pooled(Allocator* allocator) noexcept nogil:
+    """Whether freed blocks are kept for reuse."""
+    return (<Pool*>allocator).pooled
+
+
 cdef void allocator_release(Allocator* allocator) noexcept nogil:
     cdef Pool* self = <Pool*>allocator
     if counter_add(&self.references, -1) == 0:
@@ -113,7 +118,8 @@ cdef StorageObj* storage_alloc(Allocator* allocator, int64_t nbytes) noexcept no
     block.data = <char*>block + STORAGE_HEADER
     block.nbytes = nbytes
     block.owner = self
-    block.release = NULL
+    block.home = NULL
+    block.idle_refs = 0
     return block
 
 

@@ -87,13 +87,14 @@ typedef struct DLTensor {
   uint64_t byte_offset;
 } DLTensor;
 
-/* Bytes with an owner. `release` returns `data` to where it came from; it runs on any thread. */
+/* Bytes with an owner: the allocator that they go back to. */
 typedef struct StorageObj {
   Object head;
   void *data;
   int64_t nbytes;
   void *owner;
-  void (*release)(struct StorageObj *self);
+  void *home;        /* the TensorCache that keeps this storage for its allocation site, or NULL */
+  int64_t idle_refs; /* references held by idle headers of `home`; only its thread looks */
 } StorageObj;
 
 #define TENSOR_INLINE_NDIM 6

@@ -51,7 +51,8 @@ cdef extern from "vmcore/value.h" nogil:
         void* data
         int64_t nbytes
         void* owner
-        void (*release)(StorageObj* self) noexcept nogil
+        void* home
+        int64_t idle_refs
 
     ctypedef struct TensorObj:
         Object head

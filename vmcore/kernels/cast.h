@@ -1,5 +1,6 @@
-/* Conversion loops between all element types. Float to integer truncates; what does not fit saturates and NaN becomes
- * 0. Integer to integer wraps. To bool: is not zero. float16 and bfloat16 are rounded once, to nearest even. */
+/* Conversion loops between all element types. Float to integer truncates; what does not fit saturates to 32 and 64 bits
+ * and wraps to 8 and 16 bits; NaN becomes 0. Integer to integer wraps. To bool: is not zero. float16 and bfloat16 are
+ * rounded once, to nearest even. */
 #ifndef VMCORE_KERNELS_CAST_H
 #define VMCORE_KERNELS_CAST_H
 
@@ -38,13 +39,16 @@ KERNEL_INTS(INT_TO_INTS)
 /* `top` is the first float above the range; both bounds are exact in float and double. */
 #define FLOAT_TO_INT(from, T, to, U, low, top, high)                                                        \
   CAST_LOOP(from, T, to, U, v >= (T)(top) ? (high) : v >= (T)(low) ? (U)v : v == v ? (U)(low) : 0)
+/* Narrow types wrap, as they do in numpy on x86: through int32, and 0 outside its range. */
+#define FLOAT_TO_NARROW(from, T, to, U) \
+  CAST_LOOP(from, T, to, U, v *v < (T)4611686018427387904.0 ? (int32_t)v : 0) /* |v| < 2^31 */
 #define FLOAT_TO_INTS(from, T, k)                                                                           \
-  FLOAT_TO_INT(from, T, i8, int8_t, INT8_MIN, 128, INT8_MAX)                                                \
-  FLOAT_TO_INT(from, T, i16, int16_t, INT16_MIN, 32768, INT16_MAX)                                          \
+  FLOAT_TO_NARROW(from, T, i8, int8_t)                                                                      \
+  FLOAT_TO_NARROW(from, T, i16, int16_t)                                                                    \
+  FLOAT_TO_NARROW(from, T, u8, uint8_t)                                                                     \
+  FLOAT_TO_NARROW(from, T, u16, uint16_t)                                                                   \
   FLOAT_TO_INT(from, T, i32, int32_t, INT32_MIN, 2147483648.0, INT32_MAX)                                   \
   FLOAT_TO_INT(from, T, i64, int64_t, INT64_MIN, 9223372036854775808.0, INT64_MAX)                          \
-  FLOAT_TO_INT(from, T, u8, uint8_t, 0, 256, UINT8_MAX)                                                     \
-  FLOAT_TO_INT(from, T, u16, uint16_t, 0, 65536, UINT16_MAX)                                                \
   FLOAT_TO_INT(from, T, u32, uint32_t, 0, 4294967296.0, UINT32_MAX)                                         \
   FLOAT_TO_INT(from, T, u64, uint64_t, 0, 18446744073709551616.0, UINT64_MAX)
 KERNEL_FLOATS(FLOAT_TO_INTS)

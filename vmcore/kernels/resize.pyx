@@ -38,32 +38,63 @@ cdef enum:  # workspace slots; contents live during one kernel call only
     SLOT_CONVERTED = SLOT_OTHER + 3
 
 
-cdef int run_pass(const ArgTensor* x, int64_t* shape, int32_t axis, int64_t n_out, double scale, int64_t mode,
-                  int64_t coord, int64_t nearest, double cubic_a, char* from_, char* to, int64_t item,
-                  bint wide) noexcept nogil:
-    """Resize dimension `axis` of the data at from_ (of this shape) to n_out, into `to`."""
-    cdef int n_taps = 1 if mode == RESIZE_NEAREST else 2 if mode == RESIZE_LINEAR else 4
-    cdef int64_t outer = 1, inner = 1
-    cdef int32_t d
-    cdef char* memory = <char*>workspace(SLOT_TAPS, <size_t>(n_out * n_taps * 16 + 64))
-    if memory == NULL:
-        return ARG_FAIL(ERR_ALLOC, "resize: no memory for the taps of %lld positions", <long long>n_out)
-    cdef int64_t* taps = <int64_t*>memory
-    cdef double* weights = <double*>(memory + n_out * n_taps * 8)
-    for d in range(x.ndim):
-        if d < axis:
-            outer *= shape[d]
-        elif d > axis:
-            inner *= shape[d]
-    resize_taps(<int>mode, <int>coord, <int>nearest, cubic_a, scale, shape[axis], n_out, taps, weights)
-    if mode == RESIZE_NEAREST:
-        resize_pick(from_, to, outer, shape[axis], n_out, inner, item, taps)
+cdef struct Pass:  # one resized dimension: (outer, n_in, inner) -> (outer, n_out, inner)
+    int64_t outer, n_in, n_out, inner
+    int64_t* taps
+    double* weights
+
+
+cdef void run_pass(const Pass* p, int n_taps, const char* from_, char* to, int64_t item, bint nearest,
+                   bint wide) noexcept nogil:
+    if nearest:
+        resize_pick(from_, to, p.outer, p.n_in, p.n_out, p.inner, item, p.taps)
     elif wide:
-        resize_pass_f64(from_, to, outer, shape[axis], n_out, inner, n_taps, taps, weights)
+        resize_pass_f64(from_, to, p.outer, p.n_in, p.n_out, p.inner, n_taps, p.taps, p.weights)
     else:
-        resize_pass_f32(from_, to, outer, shape[axis], n_out, inner, n_taps, taps, weights)
-    shape[axis] = n_out
-    return 0
+        resize_pass_f32(from_, to, p.outer, p.n_in, p.n_out, p.inner, n_taps, p.taps, p.weights)
+
+
+cdef int plan_passes(const ArgTensor* x, const ArgTensor* out, const double* factors, int64_t mode, int64_t coord,
+                     int64_t nearest, double cubic_a, int n_taps, int32_t batch_dims, Pass* passes,
+                     int64_t* largest) noexcept nogil:
+    """Order the passes over one batch entry (dimensions from batch_dims on) and compute their taps.
+
+    Shrinking dimensions come first, so that no intermediate is larger than input and output. Returns the number of
+    passes, or -1; *largest is the most elements that an intermediate of one entry has.
+    """
+    cdef int64_t[ARGS_MAX_NDIM] shape
+    cdef int64_t total = 0, n
+    cdef int32_t d, k, growing
+    cdef int n_passes = 0
+    cdef Pass* p
+    cdef char* memory
+    largest[0] = 0
+    for d in range(batch_dims, x.ndim):
+        shape[d] = x.shape[d]
+        total += out.shape[d]
+    memory = <char*>workspace(SLOT_TAPS, <size_t>(total * n_taps * 16 + 64))
+    if memory == NULL:
+        return ARG_FAIL(ERR_ALLOC, "resize: no memory for the taps of %lld positions", <long long>total)
+    for growing in range(2):
+        for d in range(x.ndim - 1, batch_dims - 1, -1):
+            if (out.shape[d] >= x.shape[d]) != (growing == 1) or (out.shape[d] == x.shape[d] and factors[d] == 1.0):
+                continue
+            p = &passes[n_passes]
+            n_passes += 1
+            p.n_in, p.n_out, p.outer, p.inner = x.shape[d], out.shape[d], 1, 1
+            for k in range(batch_dims, x.ndim):
+                if k < d:
+                    p.outer *= shape[k]
+                elif k > d:
+                    p.inner *= shape[k]
+            shape[d] = p.n_out
+            n = p.outer * p.n_out * p.inner
+            largest[0] = max(largest[0], n)
+            p.taps = <int64_t*>memory
+            p.weights = <double*>(memory + p.n_out * n_taps * 8)
+            memory += p.n_out * n_taps * 16
+            resize_taps(<int>mode, <int>coord, <int>nearest, cubic_a, factors[d], p.n_in, p.n_out, p.taps, p.weights)
+    return n_passes
 
 
 cdef int resize(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
@@ -76,15 +107,17 @@ cdef int resize(void* self, const Value* args, int32_t n_args, Value* ret) noexc
     cdef const char* op = "resize"
     cdef ArgTensor x, scales, out
     cdef bint has_scales, wide
-    cdef int64_t mode, coord, nearest, item, total, n_passes = 0
-    cdef int64_t[ARGS_MAX_NDIM] shape
+    cdef int64_t mode, coord, nearest, item, largest, batch = 1, entry_in = 1, entry_out = 1, i
     cdef double[ARGS_MAX_NDIM] factors
     cdef double cubic_a
-    cdef int32_t d, k, round_
-    cdef int dtype, work
-    cdef int slot = SLOT_PING
+    cdef int32_t d, batch_dims = 0
+    cdef Pass passes[ARGS_MAX_NDIM]
+    cdef int dtype, work, n_taps, n_passes, j
+    cdef char* source
+    cdef char* result
     cdef char* from_
     cdef char* to
+    cdef char* buffers[2]
     if (arg_count(op, n_args, 7) or arg_tensor(op, args, 0, &x) or arg_int_in(op, args, 1, 0, 2, &mode)
             or arg_int_in(op, args, 2, 0, 4, &coord) or arg_int_in(op, args, 3, 0, 3, &nearest)
             or arg_float(op, args, 4, &cubic_a) or arg_optional_tensor(op, args, 5, &scales, &has_scales)
@@ -98,7 +131,6 @@ cdef int resize(void* self, const Value* args, int32_t n_args, Value* ret) noexc
         if scales.ndim != 1 or scales.numel != x.ndim:
             return arg_fail_pair(op, ERR_SHAPE, "needs one scale per dimension", "input", &x, "scales", &scales)
     for d in range(x.ndim):
-        shape[d] = x.shape[d]
         if x.shape[d] == 0 and out.shape[d] != 0:
             return arg_fail_pair(op, ERR_SHAPE, "an empty dimension cannot grow", "input", &x, "output", &out)
         factors[d] = <double>out.shape[d] / max(<int64_t>1, x.shape[d])
@@ -110,41 +142,47 @@ cdef int resize(void* self, const Value* args, int32_t n_args, Value* ret) noexc
         return 0
     dtype = kernel_dtype(x.dtype)
     item = x.itemsize
-    from_ = x.data
+    source = x.data
+    result = out.data
     work = dtype
     wide = dtype == K_F64
+    n_taps = 1 if mode == RESIZE_NEAREST else 2 if mode == RESIZE_LINEAR else 4
     if mode != RESIZE_NEAREST:
         if dtype == K_NONE:
             return arg_fail_one(op, ERR_DTYPE, "no interpolation on this element type", "input", &x)
         if not wide and dtype != K_F32:
             work = K_F32
-            from_ = <char*>workspace(SLOT_CONVERTED, <size_t>x.numel * 4)
-            if from_ == NULL:
+            source = <char*>workspace(SLOT_CONVERTED, <size_t>(x.numel + out.numel) * 4)
+            if source == NULL:
                 return ARG_FAIL(ERR_ALLOC, "resize: no memory to convert %lld elements", <long long>x.numel)
-            cast_elements(x.data, dtype, item, from_, K_F32, 4, x.numel)
+            cast_elements(x.data, dtype, item, source, K_F32, 4, x.numel)
+            result = source + x.numel * 4
             item = 4
-    for d in range(x.ndim):
-        n_passes += out.shape[d] != x.shape[d] or factors[d] != 1.0
-    for round_ in range(2):  # shrinking dimensions first, so that no intermediate is larger than input and output
-        for d in range(x.ndim - 1, -1, -1):
-            if (out.shape[d] >= x.shape[d]) != (round_ == 1) or (out.shape[d] == x.shape[d] and factors[d] == 1.0):
-                continue
-            total = item * out.shape[d]
-            for k in range(x.ndim):
-                if k != d:
-                    total *= shape[k]
-            n_passes -= 1
-            to = out.data if n_passes == 0 and work == dtype else <char*>workspace(slot, <size_t>total)
-            if to == NULL:
-                return ARG_FAIL(ERR_ALLOC, "resize: no memory for %lld bytes", <long long>total)
-            if run_pass(&x, shape, d, out.shape[d], factors[d], mode, coord, nearest, cubic_a, from_, to, item, wide):
-                return -1
+    # Leading dimensions that stay as they are: one entry at a time, so that intermediates stay in the cache.
+    while batch_dims < x.ndim and out.shape[batch_dims] == x.shape[batch_dims] and factors[batch_dims] == 1.0:
+        batch *= x.shape[batch_dims]
+        batch_dims += 1
+    for d in range(batch_dims, x.ndim):
+        entry_in *= x.shape[d]
+        entry_out *= out.shape[d]
+    n_passes = plan_passes(&x, &out, factors, mode, coord, nearest, cubic_a, n_taps, batch_dims, passes, &largest)
+    if n_passes < 0:
+        return -1
+    buffers[0] = <char*>workspace(SLOT_PING, <size_t>(largest * item))
+    buffers[1] = <char*>workspace(SLOT_PONG, <size_t>(largest * item))
+    if buffers[0] == NULL or buffers[1] == NULL:
+        return ARG_FAIL(ERR_ALLOC, "resize: no memory for %lld bytes", <long long>(largest * item))
+    if n_passes == 0:
+        memcpy(result, source, out.numel * item)
+        batch = 0
+    for i in range(batch):
+        from_ = source + i * entry_in * item
+        for j in range(n_passes):
+            to = result + i * entry_out * item if j == n_passes - 1 else buffers[j & 1]
+            run_pass(&passes[j], n_taps, from_, to, item, mode == RESIZE_NEAREST, wide)
             from_ = to
-            slot = SLOT_PONG if slot == SLOT_PING else SLOT_PING
     if work != dtype:
-        cast_elements(from_, K_F32, 4, out.data, dtype, out.itemsize, out.numel)
-    elif from_ != out.data:
-        memcpy(out.data, from_, out.nbytes)
+        cast_elements(result, K_F32, 4, out.data, dtype, out.itemsize, out.numel)
     return 0
 
 

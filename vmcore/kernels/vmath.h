@@ -1,8 +1,8 @@
 /* float32 vector mathematics, compiled once per instruction set by per_isa.h (so: no include guard).
  *
  * Vertical code on GCC vector extensions of VM_VEC bytes. NaN goes through every function; the ends (inf, overflow,
- * underflow to denormals) are exact. Errors (dense sweeps, tests/vmcore/kernels/test_elementwise.py): exp and log 1 ulp,
- * sigmoid 3 ulp, tanh 6 ulp, erf 3e-7 absolute.
+ * underflow to denormals) are exact. Errors (dense sweeps in tests/vmcore/kernels/test_elementwise.py): exp and log
+ * 1 ulp, sigmoid 3 ulp, tanh 6 ulp, erf 3e-7 absolute.
  */
 #define vf VMFN(vf)
 #define vi VMFN(vi)

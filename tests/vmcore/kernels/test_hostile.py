@@ -25,8 +25,8 @@ from vmcore.types import Shape
 
 rng = np.random.default_rng(int(sys.argv[1]))
 DTYPES = ["float32"] * 8 + ["float64", "float16", "int64", "int64", "int32", "uint8", "bool", "int16", "complex64"]
-SHAPES = [(), (1,), (4,), (3, 4), (4, 3), (3, 4), (2, 3, 4), (1, 4, 2, 2), (1, 1, 4, 4), (0,), (3, 0), (2, 12), (1,) * 9,
-          (1,) * 17]
+SHAPES = [(), (1,), (4,), (3, 4), (4, 3), (3, 4), (2, 3, 4), (1, 4, 2, 2), (1, 1, 4, 4), (0,), (3, 0), (2, 12),
+          (1,) * 9, (1,) * 17]
 memory = np.zeros(4096, np.uint8)
 GUARD = 1024
 
@@ -111,3 +111,17 @@ def test_messages_have_both_facts() -> None:
         call_kernel("softmax", a, None, a)
     with pytest.raises(errors.FunctionNotFoundError):
         call_kernel("no_such_kernel")
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("relu", 1), ("add", 2), ("clip", (1, None, None)), ("softmax", (1, 0)), ("copy", 1), ("cast", 1), ("square", 1)],
+)
+def test_constants_are_not_written(name: str, args: int | tuple[object, ...]) -> None:
+    x = np.ones((2, 2), np.float32)
+    inputs = (x,) * args if isinstance(args, int) else (x, *args[1:])
+    constant = np.zeros((2, 2), np.float32)
+    constant.flags.writeable = False
+    with pytest.raises(errors.ArgumentValueError, match="read-only"):
+        call_kernel(name, *inputs, constant)
+    assert not constant.any()

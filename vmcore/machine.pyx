@@ -56,9 +56,14 @@ cdef extern from *:
       type->tp_call = PyVectorcall_Call;
       PyType_Modified(type);
     }
+    static uint64_t vm_new_cache_id(void) {
+      static uint64_t last;
+      return __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED);
+    }
     static uint64_t vm_counts(const TensorObj *t) { return __atomic_load_n(&t->head.counts, __ATOMIC_ACQUIRE); }
     """
     void vm_enable_vectorcall(object type_object, Py_ssize_t offset)
+    uint64_t vm_new_cache_id() nogil
     uint64_t vm_counts(const TensorObj* t) nogil
 
 
@@ -79,6 +84,7 @@ cdef Context* context_new(Program* program) noexcept nogil:
     cx.args = <Value*>calloc(program.max_args + 1, sizeof(Value))
     cx.tensors.slots = <TensorObj**>calloc(program.n_tensor_sites + 1, sizeof(TensorObj*))
     cx.tensors.storages = <StorageObj**>calloc(program.n_storage_sites + 1, sizeof(StorageObj*))
+    cx.tensors.id = vm_new_cache_id()
     cx.tensors.n_slots = program.n_tensor_sites
     cx.tensors.n_storages = program.n_storage_sites
     if stack == MAP_FAILED or cx.frames == NULL or cx.args == NULL or cx.tensors.slots == NULL \

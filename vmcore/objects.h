@@ -47,7 +47,7 @@ __attribute__((unused)) static TensorObj *tensor_new(int32_t ndim) {
   t->owner = NULL;
   t->release_owner = NULL;
   t->wrapper = NULL;
-  t->home = NULL;
+  t->home = 0;
   t->slot = 0;
   return t;
 }
@@ -78,6 +78,7 @@ __attribute__((unused)) static int64_t tensor_set_shape(TensorObj *t, const int6
  * it, nor make a reference to it. Other headers go on a list. */
 #define TENSOR_CACHE_SIZE 64
 typedef struct TensorCache {
+  uint64_t id;           /* never used again: an address would be, and a header of a dead cache taken for one's own */
   TensorObj **slots;     /* one per tensor site, NULL while the header is in use */
   StorageObj **storages; /* one per storage site */
   TensorObj *head;       /* chained through `owner` */
@@ -99,7 +100,7 @@ __attribute__((noinline, unused)) static TensorObj *tensor_cache_fill(TensorCach
   memcpy(t, source, sizeof(TensorObj));
   t->dl.shape = t->dims;
   t->dl.strides = t->dims + t->dl.ndim;
-  t->home = cache;
+  t->home = cache->id;
   t->slot = slot;
   return t;
 }
@@ -141,11 +142,11 @@ static inline StorageObj *storage_cache_take(TensorCache *cache, int64_t slot) {
 __attribute__((unused)) static void storage_cache_keep(TensorCache *cache, int64_t slot, StorageObj *storage) {
   StorageObj *old = cache->storages[slot];
   if (old != NULL) {
-    old->home = NULL;
+    old->home = 0;
     object_release(old);
   }
   object_retain(storage);
-  storage->home = cache;
+  storage->home = cache->id;
   cache->storages[slot] = storage;
 }
 
@@ -168,7 +169,7 @@ __attribute__((unused)) static void tensor_cache_clear(TensorCache *cache) {
   }
   for (int64_t i = 0; i < cache->n_storages; ++i) {
     if (cache->storages[i] == NULL) continue;
-    cache->storages[i]->home = NULL;
+    cache->storages[i]->home = 0;
     object_release(cache->storages[i]);
     cache->storages[i] = NULL;
   }
@@ -177,9 +178,9 @@ __attribute__((unused)) static void tensor_cache_clear(TensorCache *cache) {
 /* Drops the last reference to an own tensor and keeps its header, when there is room. INVARIANT: a kept header has one
  * strong and one weak reference, no owner and no wrapper; in a slot it may keep its storage, on the list it has none. */
 __attribute__((noinline, unused)) static void tensor_recycle(TensorCache *cache, TensorObj *t) {
-  if (VM_LIKELY(t->home == cache && cache->slots[t->slot] == NULL)) {
+  if (VM_LIKELY(t->home == cache->id && cache->slots[t->slot] == NULL)) {
     StorageObj *storage = (StorageObj *)t->storage; /* its site gave it one */
-    if (VM_LIKELY(storage->home == cache)) {
+    if (VM_LIKELY(storage->home == cache->id)) {
       ++storage->idle_refs;
     } else {
       t->storage = NULL;

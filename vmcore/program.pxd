@@ -16,6 +16,7 @@ cdef extern from "vmcore/program.h" nogil:
     size_t REGISTER_STACK_BYTES
 
     ctypedef struct TensorCache:
+        uint64_t id
         TensorObj** slots
         StorageObj** storages
         int64_t n_slots, n_storages

@@ -118,7 +118,7 @@ cdef StorageObj* storage_alloc(Allocator* allocator, int64_t nbytes) noexcept no
     block.data = <char*>block + STORAGE_HEADER
     block.nbytes = nbytes
     block.owner = self
-    block.home = NULL
+    block.home = 0
     block.idle_refs = 0
     return block
 

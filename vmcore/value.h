@@ -93,7 +93,7 @@ typedef struct StorageObj {
   void *data;
   int64_t nbytes;
   void *owner;
-  void *home;        /* the TensorCache that keeps this storage for its allocation site, or NULL */
+  uint64_t home;     /* id of the TensorCache that keeps this storage for its allocation site, or 0 */
   int64_t idle_refs; /* references held by idle headers of `home`; only its thread looks */
 } StorageObj;
 
@@ -108,7 +108,7 @@ typedef struct TensorObj {
   void *owner;                     /* foreign owner (numpy array, DLPack producer) or NULL */
   void (*release_owner)(void *owner);
   void *wrapper;                   /* borrowed Python wrapper, guarded by the GIL, NULL when there is none */
-  void *home;                      /* the TensorCache that has a slot for this header, or NULL */
+  uint64_t home;                   /* id of the TensorCache that has a slot for this header, or 0 */
   int64_t slot;
   int64_t dims[2 * TENSOR_INLINE_NDIM]; /* shape, then strides, when ndim <= TENSOR_INLINE_NDIM */
 } TensorObj;

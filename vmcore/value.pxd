@@ -51,7 +51,7 @@ cdef extern from "vmcore/value.h" nogil:
         void* data
         int64_t nbytes
         void* owner
-        void* home
+        uint64_t home
         int64_t idle_refs
 
     ctypedef struct TensorObj:
@@ -62,7 +62,7 @@ cdef extern from "vmcore/value.h" nogil:
         void* owner
         void (*release_owner)(void* owner) noexcept nogil
         void* wrapper
-        void* home
+        uint64_t home
         int64_t slot
         int64_t dims[12]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from pyvm import op
@@ -30,7 +31,7 @@ def _softmax_of_rows(fn: Callable[[Expr, int], Call]) -> Converter:
         axis = node.axis(node.attr("axis", 1), len(shape)) if shape else 0
         if axis >= len(shape) - 1:
             return fn(x, axis)
-        rows = node.reshape(x, (node.numel(shape[:axis]), node.numel(shape[axis:])))
+        rows = node.reshape(x, (math.prod(shape[:axis]), math.prod(shape[axis:])))
         return op.reshape(node.emit(fn(rows, 1)), shape, allow_zero=True)
 
     return convert

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pyvm import op
 from pyvm.frontend.onnx.node import Node
 from pyvm.frontend.onnx.registry import ConverterTable
@@ -67,7 +69,7 @@ def _compress(node: Node) -> Expr:
     x, condition = node.tensor(0), node.tensor(1)
     axis = node.attr("axis", None)
     if axis is None:
-        x = node.reshape(x, (node.numel(node.shape(x)),))
+        x = node.reshape(x, (math.prod(node.shape(x)),))
         axis = 0
     indices = node.emit(_nonzero_indices(node, condition))
     return op.gather(x, node.reshape(indices, (node.shape(indices)[1],)), axis=axis)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from pyvm import op
@@ -28,7 +30,7 @@ def _shape(node: Node) -> Content:
 
 
 def _size(node: Node) -> Content:
-    return make_content([node.numel(node.shape(node.name_of(0)))], ())
+    return make_content([math.prod(node.shape(node.name_of(0)))], ())
 
 
 def _constant_of_shape(node: Node) -> Expr:

@@ -14,6 +14,7 @@ import onnx
 
 from pyvm import op
 from pyvm.frontend.onnx import shape_values
+from pyvm.frontend.onnx.dimensions import Dimensions
 from pyvm.frontend.onnx.functions import FunctionLibrary, Opsets, opsets_of, resolve
 from pyvm.frontend.onnx.model_file import element_code, element_type, load_model, sparse_array, tensor_array
 from pyvm.frontend.onnx.node import Node, fold, node_source
@@ -96,12 +97,10 @@ class GraphImporter:
         self.folder = folder
         self._model = model
         self._graph = model.graph
-        self._shape_dict = shape_dict
+        self._dimensions = Dimensions(shape_dict)
         self._exprs: dict[str, Expr] = {}
         self._contents: dict[str, Content] = {}
         self._dtypes: dict[str, str] = {}
-        self._symbols: dict[str, SymVar] = {}
-        self._n_fresh = 0
         self._borrowed: set[int] = set()  # identities of variables that share memory with an argument
         self._functions = FunctionLibrary(model)
 
@@ -125,11 +124,9 @@ class GraphImporter:
             self.builder.emit_func_output(results[0] if len(results) == 1 else Tuple(results))
         return self.builder.get()
 
-    # --- parameters
-
     def _params(self) -> list[Var]:
         inputs = [value for value in self._graph.input if value.name not in self._exprs]
-        unused = dict(self._shape_dict)
+        self._dimensions.refuse_unknown(inputs)
         params = []
         for value in inputs:
             if value.name in self._exprs:
@@ -137,74 +134,12 @@ class GraphImporter:
             if value.type.WhichOneof("value") != "tensor_type":
                 kind = value.type.WhichOneof("value") or "no type"
                 raise FrontendError(f"input {value.name!r} is not a tensor ({kind.removesuffix('_type')})")
-            unused.pop(value.name, None)
-            tensor = value.type.tensor_type
-            dtype = element_type(tensor.elem_type, f"input {value.name!r}")
-            param = Var(value.name, TensorStructInfo(self._input_shape(value.name, tensor, unused), dtype))
+            dtype = element_type(value.type.tensor_type.elem_type, f"input {value.name!r}")
+            param = Var(value.name, TensorStructInfo(self._dimensions.of_input(value), dtype))
             params.append(param)
             self._borrowed.add(id(param))
             self._exprs[value.name] = param
-        if unused:
-            names = [value.name for value in inputs]
-            raise FrontendError(
-                f"shape_dict names {', '.join(map(repr, unused))}; the inputs are {names}, "
-                f"the symbolic dimensions {sorted(self._dim_names())}"
-            )
         return params
-
-    def _input_shape(self, name: str, tensor: onnx.TypeProto.Tensor, unused: dict[str, object]) -> list[Prim]:
-        given = self._shape_dict.get(name)
-        if given is not None and not (isinstance(given, Sequence) and not isinstance(given, str)):
-            raise FrontendError(f"shape_dict[{name!r}] must be a shape, got {given!r}")
-        if not tensor.HasField("shape"):
-            if given is None or None in given:
-                raise FrontendError(f"input {name!r} has no shape in the model; give it with shape_dict")
-            return [_fixed_dim(dim, name) for dim in given]
-        dims = list(tensor.shape.dim)
-        if given is not None and len(given) != len(dims):
-            raise FrontendError(f"shape_dict[{name!r}] is {tuple(given)}, the input has {len(dims)} dimensions")
-        shape: list[Prim] = []
-        for i, dim in enumerate(dims):
-            declared = self._dim(dim, f"{name}_{i}", unused)
-            if given is None or given[i] is None:
-                shape.append(declared)
-                continue
-            fixed = _fixed_dim(given[i], name)
-            if isinstance(declared, int) and declared != fixed:
-                raise FrontendError(f"shape_dict[{name!r}] is {tuple(given)}, dimension {i} of the input is {declared}")
-            shape.append(fixed)
-        return shape
-
-    def _dim(self, dim: onnx.TensorShapeProto.Dimension, hint: str, unused: dict[str, object]) -> Prim:
-        if dim.HasField("dim_value") and dim.dim_value >= 0:
-            return dim.dim_value
-        if not re.search(r"\w", dim.dim_param):
-            return self.fresh_dim(hint)  # no name, or one such as "?", which says nothing about equality
-        if dim.dim_param in self._shape_dict:
-            unused.pop(dim.dim_param, None)
-            return _fixed_dim(self._shape_dict[dim.dim_param], dim.dim_param)
-        symbol = self._symbols.get(dim.dim_param)
-        if symbol is None:
-            symbol = self._symbols[dim.dim_param] = self.fresh_dim(dim.dim_param)
-        return symbol
-
-    def _dim_names(self) -> set[str]:
-        dims = (dim for value in self._graph.input for dim in value.type.tensor_type.shape.dim)
-        return {dim.dim_param for dim in dims if dim.dim_param}
-
-    def fresh_dim(self, hint: str, nonnegative: bool = True) -> SymVar:
-        """A new symbol, called `hint` if that is free and an identifier."""
-        name = re.sub(r"\W+", "_", hint).strip("_") or "d"
-        if not name[0].isalpha():
-            name = f"d{name}"
-        used = {symbol.name for symbol in self._symbols.values()}
-        candidate = name
-        while candidate in used or candidate in ("min", "max"):
-            self._n_fresh += 1
-            candidate = f"{name}_{self._n_fresh}"
-        symbol = SymVar(candidate, nonnegative)
-        self._symbols[f"{candidate} "] = symbol  # a key that no dim_param has: its name is taken, nothing more
-        return symbol
 
     # --- nodes
 
@@ -270,7 +205,7 @@ class GraphImporter:
     def _define(self, node: Node, name: str, result: Expr) -> None:
         if name in self._exprs or name in self._contents:
             raise node.error(f"value {name!r} is computed twice")
-        if isinstance(result, Call) or not isinstance(result, (Var, Constant, ShapeExpr)):
+        if not isinstance(result, (Var, Constant)):
             folded = fold(result)
             result = self.emit(result, _hint(name)) if folded is None else folded
         self._exprs[name] = result
@@ -288,13 +223,17 @@ class GraphImporter:
 
     # --- values
 
+    def fresh_dim(self, hint: str, nonnegative: bool = True) -> SymVar:
+        """A new symbol, called `hint` if that is free and an identifier."""
+        return self._dimensions.fresh(hint, nonnegative)
+
     def tensor(self, name: str) -> Expr:
         """The value as an expression."""
         expr = self._exprs.get(name)
         if expr is None:
             if name not in self._contents:
                 raise FrontendError(f"value {name!r} is used before it is computed, or never computed")
-            expr = self._exprs[name] = self._materialize(self._contents[name], self._dtypes[name], _hint(name))
+            expr = self._exprs[name] = self._materialize(self._contents[name], self._dtypes[name])
         return expr
 
     def dtype(self, name: str) -> str:
@@ -348,18 +287,17 @@ class GraphImporter:
             self.match_cast(as_shape, ShapeStructInfo(values))
         return shape_values.make_content(values, tuple(map(int, shape)))  # type: ignore[arg-type]
 
-    def _materialize(self, content: Content, dtype: str, hint: str) -> Expr:
-        nums = [value.num if isinstance(value, shape_values.Ratio) else value for value in content.flat]
-        dens = [value.den if isinstance(value, shape_values.Ratio) else 1 for value in content.flat]
-        integers = ShapeExpr([int(num) if isinstance(num, float) else num for num in nums])
-        x: Expr = self.emit(op.shape_to_tensor(integers))
+    def _materialize(self, content: Content, dtype: str) -> Expr:
+        """Elements that are known as symbols, computed as a tensor after all."""
+        nums, dens, floats = zip(*map(_as_ratio, content.flat), strict=True)
+        x: Expr = self.emit(op.shape_to_tensor(ShapeExpr(nums)))
         if dtype != "int64":
             x = self.emit(op.cast(x, dtype))
         if any(den != 1 for den in dens):
             x = self.emit(op.div(x, Constant(np.array(dens, dtype))))
-        if content.ndim != 1:
-            x = self.emit(op.reshape(x, content.shape))
-        return x
+        if any(floats):
+            x = self.emit(op.add(x, Constant(np.array(floats, dtype))))
+        return x if content.ndim == 1 else self.emit(op.reshape(x, content.shape))
 
     def emit(self, expr: Expr, hint: str = "") -> Var:
         """`expr` bound to a new variable."""
@@ -381,10 +319,14 @@ class GraphImporter:
         return self.builder.emit_output(op.copy(expr) if id(expr) in self._borrowed else expr, _hint(name))
 
 
-def _fixed_dim(value: object, name: str) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 0:
-        raise FrontendError(f"shape_dict[{name!r}]: {value!r} is not a dimension")
-    return int(value)
+def _as_ratio(value: object) -> tuple[Prim, int, float]:
+    """An element of a content as an integer over another one, plus a float."""
+    if isinstance(value, shape_values.Ratio):
+        return value.num, value.den, 0.0
+    if isinstance(value, float):
+        return 0, 1, value
+    assert isinstance(value, (int, PrimExpr))
+    return value, 1, 0.0
 
 
 def _hint(name: str) -> str:

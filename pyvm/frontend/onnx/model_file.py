@@ -102,8 +102,12 @@ def tensor_array(tensor: TensorProto, folder: Path | None) -> np.ndarray:
         raise FrontendError(f"{what} has shape {dims}")
     if tensor.data_location == TensorProto.EXTERNAL:
         return _external_array(tensor, dtype, dims, folder)
-    if tensor.HasField("raw_data") and len(tensor.raw_data) != math.prod(dims) * np.dtype(_numpy(dtype)).itemsize:
-        raise FrontendError(f"{what}: shape {dims} of {dtype} does not fit in {len(tensor.raw_data)} bytes of data")
+    if tensor.HasField("raw_data"):
+        data = tensor.raw_data  # a copy: protobuf has no view of its bytes
+        if len(data) != math.prod(dims) * np.dtype(_numpy(dtype)).itemsize:
+            raise FrontendError(f"{what}: shape {dims} of {dtype} does not fit in {len(data)} bytes of data")
+        array = np.frombuffer(data, _little_endian(dtype)).reshape(dims)
+        return array.view(np.uint8) != 0 if dtype == "bool" else array
     try:
         array = numpy_helper.to_array(tensor)
     except Exception as error:  # numpy_helper documents none of what it raises
@@ -133,6 +137,11 @@ def _numpy(dtype: str) -> Any:
 
         return ml_dtypes.bfloat16
     return dtype
+
+
+def _little_endian(dtype: str) -> np.dtype:
+    """The numpy dtype of an element as files hold it."""
+    return np.dtype(_numpy(dtype)).newbyteorder("<") if dtype != "bfloat16" else np.dtype(_numpy(dtype))
 
 
 def _checked(array: np.ndarray, dtype: str, dims: tuple[int, ...], what: str) -> np.ndarray:
@@ -168,8 +177,7 @@ def _external_array(tensor: TensorProto, dtype: str, dims: tuple[int, ...], fold
         raise FrontendError(f"{what}: cannot read external data {location!r}: {error.strerror or error}") from error
     if len(data) != length:
         raise FrontendError(f"{what}: external file {location!r} ends {length - len(data)} bytes too early")
-    little = np.dtype(_numpy(dtype)).newbyteorder("<") if dtype != "bfloat16" else np.dtype(_numpy(dtype))
-    return np.frombuffer(data, little).reshape(dims)
+    return np.frombuffer(data, _little_endian(dtype)).reshape(dims)
 
 
 def attribute_value(attribute: AttributeProto, folder: Path | None) -> Any:

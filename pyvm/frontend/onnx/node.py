@@ -347,10 +347,6 @@ class Node:
         """A number in the element type of `x`."""
         return Constant(np.asarray(value, constant_dtype(self.dtype(x))))
 
-    def numel(self, dims: Sequence[Prim]) -> Prim:
-        """Product of dimensions."""
-        return math.prod(dims)
-
 
 def node_source(proto: onnx.NodeProto, opset: int) -> str:
     """How a node is named in errors and debug information; a node without a name goes by its first output."""

@@ -132,7 +132,10 @@ def test_no_tensor_is_computed_for_a_shape() -> None:
     nodes, _ = ARITHMETIC["scalars"]
     text = f"g (float[N, M, 4] x) => (float[Q, R] y) {CONSTANTS} {{ s = Shape(x)  {nodes}  y = Reshape(x, t) }}"
     calls = [b.value for b in from_onnx(model(text))["main"].body.bindings() if isinstance(b.value, Call)]
-    assert [call.op.name for call in calls if isinstance(call.op, Op)] == ["reshape", "copy"]  # a result is not a view of x
+    assert [call.op.name for call in calls if isinstance(call.op, Op)] == [
+        "reshape",
+        "copy",
+    ]  # a result is not a view of x
 
 
 # --- the arithmetic itself
@@ -162,3 +165,10 @@ def test_contents() -> None:
     content = content_of_array(np.array([[1, 2]]))
     assert content is not None and content.shape == (1, 2) and type(content[0, 0]) is int
     assert make_content([N, 2]).tolist() == [N, 2] and make_content([N], ()).shape == ()
+
+
+def test_fractions_beside_symbols_keep_their_value() -> None:
+    text = """g (float[N, M] x) => (float[3] y) <float[1] half = {0.5}> {
+        s = Shape(x)  f = Cast<to = 1>(s)  c = Concat<axis = 0>(half, f)  y = Neg(c)
+    }"""
+    check(model(text), *({"x": np.zeros(shape, np.float32)} for shape in [(2, 3), (5, 1)]))

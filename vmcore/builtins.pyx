@@ -22,7 +22,7 @@ from vmcore.value cimport (
     VT_STORAGE, VT_TENSOR, ArrayObj, DLTensor, FunctionObj, KernelEntry, PackedFn, StorageObj, TensorObj, Value,
     VmDataType, dltensor_data, dltensor_describe, dltensor_is_compact, dltensor_numel, dtype_bytes, dtype_same,
     fail_format, object_release, object_retain, value_clear, value_copy, value_dltensor, value_dtype, value_ptr,
-    value_retain, value_set_bool, value_set_int, value_set_object, value_type,
+    value_is_writable, value_retain, value_set_bool, value_set_int, value_set_object, value_type,
 )
 
 
@@ -60,11 +60,17 @@ cdef const char* text_of(const Value* v, char* buffer) noexcept nogil:
     return buffer
 
 
-cdef int64_t* heap_of(const char* name, const Value* v, int64_t* size) noexcept nogil:
-    """The int64 cells of a shape heap; NULL after an error was stored."""
+cdef int64_t* heap_of(const char* name, const Value* v, int64_t* size, bint write) noexcept nogil:
+    """The int64 cells of a shape heap, to `write` or only to read; NULL after an error was stored."""
     cdef const DLTensor* heap = value_dltensor(v)
-    if heap == NULL or heap.ndim != 1 or heap.dtype.code != DL_INT or heap.dtype.bits != 64 or heap.dtype.lanes != 1:
+    if (
+        heap == NULL or heap.ndim != 1 or heap.dtype.code != DL_INT or heap.dtype.bits != 64 or heap.dtype.lanes != 1
+        or not dltensor_is_compact(heap)
+    ):
         wrong_kind(name, 0, "a shape heap (1-d int64 Tensor)", v)
+        return NULL
+    if write and not value_is_writable(v):  # a constant, perhaps in a file mapped read-only
+        fail_format(fail, ERR_VALUE, "%s: the shape heap is read-only", name)
         return NULL
     size[0] = heap.shape[0]
     return <int64_t*>dltensor_data(heap)
@@ -78,6 +84,11 @@ cdef int bad_slot(const char* name, int64_t slot, int64_t size) noexcept nogil:
 
 # ---- allocation ------------------------------------------------------------------------------------------------------
 
+cdef bint dtype_is_storable(VmDataType dtype) noexcept nogil:
+    """Whether elements are whole bytes, a power of two of them: what offsets and kernels count in."""
+    return dtype.lanes >= 1 and dtype.bits >= 8 and dtype.bits & (dtype.bits - 1) == 0
+
+
 cdef int make_tensor(
     const char* name, StorageObj* storage, int64_t offset, const int64_t* dims, uint64_t ndim, VmDataType dtype,
     Value* ret
@@ -89,8 +100,11 @@ cdef int make_tensor(
         return fail_format(
             fail, ERR_SHAPE, "%s: %llu dimensions, at most %d", name, <unsigned long long>ndim, VM_MAX_NDIM
         )
-    if dtype.bits % 8 or dtype.bits & (dtype.bits - 1) or dtype.bits == 0:
-        return fail_format(fail, ERR_DTYPE, "%s: elements of %d bits cannot be stored", name, <int>dtype.bits)
+    if not dtype_is_storable(dtype):
+        return fail_format(
+            fail, ERR_DTYPE, "%s: elements of %d lanes of %d bits cannot be stored", name, <int>dtype.lanes,
+            <int>dtype.bits,
+        )
     t = tensor_new(<int32_t>ndim)
     if t == NULL:
         return no_memory(name, sizeof(TensorObj))
@@ -402,7 +416,7 @@ cdef int b_match_shape(void* self, const Value* args, int32_t n_args, Value* ret
     if dims == NULL:
         return -1
     if value_type(&args[1]) != VT_NONE:
-        heap = heap_of("match_shape", &args[1], &heap_size)
+        heap = heap_of("match_shape", &args[1], &heap_size, True)
         if heap == NULL:
             return -1
     n = args[2].bits
@@ -435,7 +449,7 @@ cdef int b_match_prim_value(void* self, const Value* args, int32_t n_args, Value
         if i != 1 and not is_int(&args[i]):
             return wrong_kind("match_prim_value", i, "int", &args[i])
     if value_type(&args[1]) != VT_NONE:
-        heap = heap_of("match_prim_value", &args[1], &heap_size)
+        heap = heap_of("match_prim_value", &args[1], &heap_size, True)
         if heap == NULL:
             return -1
     return match_one(
@@ -468,7 +482,7 @@ cdef int b_make_shape(void* self, const Value* args, int32_t n_args, Value* ret)
     if n_args < 2:
         return wrong_arity("make_shape", "at least 2", n_args)
     if value_type(&args[0]) != VT_NONE:
-        heap = heap_of("make_shape", &args[0], &heap_size)
+        heap = heap_of("make_shape", &args[0], &heap_size, False)
         if heap == NULL:
             return -1
     n = args[1].bits
@@ -496,7 +510,7 @@ cdef int b_make_prim_value(void* self, const Value* args, int32_t n_args, Value*
     if n_args != 3:
         return wrong_arity("make_prim_value", "3", n_args)
     if value_type(&args[0]) != VT_NONE:
-        heap = heap_of("make_prim_value", &args[0], &heap_size)
+        heap = heap_of("make_prim_value", &args[0], &heap_size, False)
         if heap == NULL:
             return -1
     if not is_int(&args[1]) or not is_int(&args[2]):
@@ -650,7 +664,7 @@ cdef int b_eval_shape_expr(void* self, const Value* args, int32_t n_args, Value*
     cdef int depth = 0
     if n_args != 3:
         return wrong_arity("eval_shape_expr", "3", n_args)
-    heap = heap_of("eval_shape_expr", &args[0], &heap_size)
+    heap = heap_of("eval_shape_expr", &args[0], &heap_size, True)
     if heap == NULL:
         return -1
     if not is_int(&args[1]):
@@ -730,7 +744,7 @@ cdef int b_store_dim(void* self, const Value* args, int32_t n_args, Value* ret) 
     cdef int64_t* heap
     if n_args != 3:
         return wrong_arity("store_dim", "3", n_args)
-    heap = heap_of("store_dim", &args[0], &heap_size)
+    heap = heap_of("store_dim", &args[0], &heap_size, True)
     if heap == NULL:
         return -1
     if not is_int(&args[1]) or not is_int(&args[2]):

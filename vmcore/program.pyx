@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from vmcore.builtins cimport builtin_opcode
+from vmcore.builtins cimport builtin_opcode, dtype_is_storable
 from vmcore.isa cimport (
     ARG_CONSTANT, ARG_IMMEDIATE, ARG_REGISTER, CALL_WORDS, ISA_VM_REGISTER, ISA_VOID_REGISTER, OP_CALL, OP_GOTO, OP_IF,
     OP_RET, isa_arg_kind, isa_arg_value,
@@ -17,7 +17,7 @@ from vmcore.registry cimport registry_get
 from vmcore.storage cimport Allocator, allocator_is_pooled, allocator_new, allocator_release
 from vmcore.value cimport (
     OBJ_DELETE_BOTH, OBJ_READONLY, TENSOR_INLINE_NDIM, VT_CLOSURE, VT_DTYPE, VT_FUNCTION, VT_OPAQUE_PTR, VT_SHAPE,
-    VT_TENSOR, VmDataType, object_init, object_release, object_retain, value_clear, value_copy, value_dtype, value_ptr,
+    VT_TENSOR, VmDataType, dtype_bytes, object_init, object_release, object_retain, value_clear, value_copy, value_dtype, value_ptr,
     value_set, value_type,
 )
 
@@ -30,6 +30,7 @@ cdef extern from *:
 cdef int REGISTER_BYTES = 16
 cdef int64_t LONG_CLEAR_LIST = 512       # beyond, a Ret clears its whole frame
 cdef int64_t MAX_DATAFLOW_WORDS = 1 << 24  # of all sets of one function: beyond, every Ret clears its whole frame
+cdef int64_t MAX_FLOW_WORK = 1 << 27       # words touched for all functions together: likewise
 
 
 # ---- arena -----------------------------------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ cdef Program* decode(
             raise MemoryError(f"decode: no memory for {offsets.shape[0]} instructions")
         program.n_code = offsets.shape[0]
         link(program, functions, resolve)
-        decode_code(program, constants, offsets, words, False)
+        decode_code(program, constants, offsets, words, program.code)
     except BaseException:
         object_release(program)
         raise
@@ -103,12 +104,22 @@ cdef Program* decode(
 
 
 cdef int decode_hooked(Program* program, const int64_t[::1] offsets, const int64_t[::1] words) except -1:
+    cdef Insn* code
     if program.hooked_code != NULL:
         return 0
-    program.hooked_code = <Insn*>calloc(program.n_code + 1, sizeof(Insn))
-    if program.hooked_code == NULL:
+    code = <Insn*>calloc(program.n_code + 1, sizeof(Insn))
+    if code == NULL:
         raise MemoryError(f"decode: no memory for {program.n_code} instructions")
-    decode_code(program, None, offsets, words, True)
+    try:
+        decode_code(program, None, offsets, words, code)
+    except BaseException:
+        free(code)
+        raise
+    # Shown only when it is complete. Python objects made meanwhile may have let another thread in that did the same.
+    if program.hooked_code == NULL:
+        program.hooked_code = code
+    else:
+        free(code)
     return 0
 
 
@@ -152,6 +163,8 @@ cdef class LiteralPool:
     cdef Program* program
     cdef dict index_of
     cdef Py_ssize_t capacity
+    cdef bint complete         # other threads run on these literals: none may be added
+    cdef int64_t flow_budget   # words that the data-flow analysis of the rest of the executable may touch
 
     cdef int append(self, Value* v) except -1:
         cdef Value* grown
@@ -190,6 +203,8 @@ cdef class LiteralPool:
         key = (tag, bits)
         known = self.index_of.get(key)
         if known is None:
+            if self.complete:
+                raise errors.InternalError("decode: the second decoding of a program met a new literal")
             value_set(&v, tag, bits)
             if tag == <uint64_t>VT_FUNCTION:
                 object_retain(<void*>bits)
@@ -221,15 +236,18 @@ cdef int32_t operand_of(LiteralPool pool, Program* program, int64_t word, bint* 
 # ---- instructions ----------------------------------------------------------------------------------------------------
 
 cdef int decode_code(
-    Program* program, list constants, const int64_t[::1] offsets, const int64_t[::1] words, bint hooked
+    Program* program, list constants, const int64_t[::1] offsets, const int64_t[::1] words, Insn* code
 ) except -1:
+    """Fills `code`: the program's own, or another version of it, hooked, whose literals are then known."""
+    cdef bint hooked = code != program.code
     cdef LiteralPool pool = LiteralPool.__new__(LiteralPool)
     cdef int32_t f
     cdef int64_t pc, end, at
     cdef Insn* insn
-    cdef Insn* code = program.hooked_code if hooked else program.code
     pool.program = program
     pool.index_of = {}
+    pool.complete = hooked
+    pool.flow_budget = MAX_FLOW_WORK
     if hooked:
         # The literals of the first decoding are complete: the same words give the same literals.
         pool.capacity = program.n_literals
@@ -258,7 +276,7 @@ cdef int decode_code(
                 insn.op = I_IF
                 insn.a = <int32_t>(words[at + 1] * REGISTER_BYTES)
                 insn.b = words[at + 2] * <int64_t>sizeof(Insn)
-        list_clears(program, &program.funcs[f], code, offsets, words, end, hooked)
+        list_clears(pool, program, &program.funcs[f], code, offsets, words, end, hooked)
     return 0
 
 
@@ -388,6 +406,7 @@ cdef bint specialise_alloc_tensor(Program* program, Insn* insn, CallSite* site) 
     cdef ShapeObj* shape
     cdef AllocSite* alloc
     cdef TensorObj* template
+    cdef VmDataType dtype
     if not (
         args[0] >= 0 and literal_is(program, args[1], 1) and literal_is(program, args[2], VT_SHAPE)
         and literal_is(program, args[3], VT_DTYPE)
@@ -396,10 +415,13 @@ cdef bint specialise_alloc_tensor(Program* program, Insn* insn, CallSite* site) 
     shape = <ShapeObj*>value_ptr(&literals[~args[2]])
     if shape.size > <uint64_t>TENSOR_INLINE_NDIM or literals[~args[1]].bits < 0:
         return False
+    dtype = value_dtype(&literals[~args[3]])
+    if not dtype_is_storable(dtype) or literals[~args[1]].bits % dtype_bytes(dtype):
+        return False  # the builtin raises when it is reached
     template = tensor_new(<int32_t>shape.size)
     if template == NULL:
         raise MemoryError("decode: no memory for a tensor header")
-    if tensor_set_shape(template, shape.data, value_dtype(&literals[~args[3]])) < 0:
+    if tensor_set_shape(template, shape.data, dtype) < 0:
         object_release(template)
         return False  # the builtin raises when it is reached
     alloc = <AllocSite*>arena_alloc(&program.sites, sizeof(AllocSite))
@@ -434,8 +456,8 @@ cdef struct Flow:
 
 
 cdef int list_clears(
-    Program* program, VmFunc* func, Insn* code, const int64_t[::1] offsets, const int64_t[::1] words, int64_t end,
-    bint hooked,
+    LiteralPool pool, Program* program, VmFunc* func, Insn* code, const int64_t[::1] offsets,
+    const int64_t[::1] words, int64_t end, bint hooked,
 ) except -1:
     """Gives every Ret of `func` its list of registers to clear."""
     cdef Flow flow
@@ -454,7 +476,8 @@ cdef int list_clears(
     try:
         flow.block_of = <int32_t*>flow_alloc(flow.n_insns + 1, sizeof(int32_t))
         find_blocks(&flow)
-        if (flow.n_blocks + 1) * flow.n_words > MAX_DATAFLOW_WORDS:
+        pool.flow_budget -= (flow.n_blocks + 1) * flow.n_words
+        if (flow.n_blocks + 1) * flow.n_words > MAX_DATAFLOW_WORDS or pool.flow_budget < 0:
             clear_all_everywhere(code, flow.n_insns)
             return 0
         flow.leader = <int64_t*>flow_alloc(flow.n_blocks + 1, sizeof(int64_t))
@@ -472,7 +495,9 @@ cdef int list_clears(
             block = flow.pending[flow.n_pending]
             flow.state[block] &= 2
             visits += 1
-            if visits > 16 * flow.n_blocks + 1024:  # adversarial control flow: exactness is not worth the time
+            pool.flow_budget -= 3 * flow.n_words
+            # Adversarial control flow: exactness is not worth the time.
+            if visits > 16 * flow.n_blocks + 1024 or pool.flow_budget < 0:
                 clear_all_everywhere(code, flow.n_insns)
                 return 0
             walk_block(&flow, block, NULL, hooked)

@@ -15,7 +15,7 @@ from libc.stdint cimport int32_t, int64_t
 from vmcore.blas cimport gemm_rm
 from vmcore.kernels.args cimport (
     ARG_FAIL, ArgShape, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_int_in, arg_optional_tensor,
-    arg_shape_in, arg_tensor, args_bind, check_disjoint, check_out_shape, check_same_dtype,
+    arg_output, arg_shape_in, arg_tensor, args_bind, check_disjoint, check_out_shape, check_same_dtype,
 )
 from vmcore.kernels.gemm cimport (
     GEMM_BLOCK_BYTES, GEMM_KC, GemmEpilogue, gemm_panels, gemm_slab_size, gemm_tiles, own_gemm,
@@ -334,7 +334,7 @@ cdef int _conv_args(const char* op, const Value* args, ConvJob* job, ArgTensor* 
     cdef int64_t group = 1
     cdef int32_t rank, a, d
     if arg_tensor(op, args, 0, x) or arg_tensor(op, args, 1, w) or arg_optional_tensor(op, args, 2, bias, &has_bias) \
-            or arg_tensor(op, args, i_out, out) or check_same_dtype(op, x, w) or check_same_dtype(op, x, out) \
+            or arg_output(op, args, i_out, out) or check_same_dtype(op, x, w) or check_same_dtype(op, x, out) \
             or (has_bias and check_same_dtype(op, x, bias)):
         return -1
     if x.dtype.code != DL_FLOAT or (x.itemsize != 4 and x.itemsize != 8):

@@ -6,7 +6,8 @@ from libc.string cimport memcpy, memset
 from vmcore.blas cimport gemm_rm
 from vmcore.kernels.args cimport (
     ARG_FAIL, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_float, arg_int_in,
-    arg_optional_tensor, arg_tensor, args_bind, check_disjoint, check_dtype, check_out_shape, check_same_dtype,
+    arg_optional_tensor, arg_output, arg_tensor, args_bind, check_disjoint, check_dtype, check_out_shape,
+    check_same_dtype,
 )
 from vmcore.kernels.workspace cimport SLOT_TABLES, workspace
 from vmcore.status cimport fail
@@ -109,7 +110,7 @@ cdef int matmul(void* self, const Value* args, int32_t n_args, Value* ret) noexc
     cdef int32_t n_expected, a_rank, b_rank
     cdef bint threaded
     if arg_count(b"matmul", n_args, 3) or arg_tensor(b"matmul", args, 0, &a) or arg_tensor(b"matmul", args, 1, &b) \
-            or arg_tensor(b"matmul", args, 2, &out) or check_same_dtype(b"matmul", &a, &b) \
+            or arg_output(b"matmul", args, 2, &out) or check_same_dtype(b"matmul", &a, &b) \
             or check_same_dtype(b"matmul", &a, &out):
         return -1
     job.kind = _kind_of(&a)
@@ -186,7 +187,7 @@ cdef int gemm(void* self, const Value* args, int32_t n_args, Value* ret) noexcep
     if arg_count(b"gemm", n_args, 8) or arg_tensor(b"gemm", args, 0, &a) or arg_tensor(b"gemm", args, 1, &b) \
             or arg_optional_tensor(b"gemm", args, 2, &c, &has_c) or arg_float(b"gemm", args, 3, &alpha) \
             or arg_float(b"gemm", args, 4, &beta) or arg_int_in(b"gemm", args, 5, 0, 1, &trans_a) \
-            or arg_int_in(b"gemm", args, 6, 0, 1, &trans_b) or arg_tensor(b"gemm", args, 7, &out) \
+            or arg_int_in(b"gemm", args, 6, 0, 1, &trans_b) or arg_output(b"gemm", args, 7, &out) \
             or check_same_dtype(b"gemm", &a, &b) or check_same_dtype(b"gemm", &a, &out):
         return -1
     kind = _kind_of(&a)
@@ -230,7 +231,7 @@ cdef int matmul_integer(void* self, const Value* args, int32_t n_args, Value* re
             or arg_tensor(b"matmul_integer", args, 1, &b) \
             or arg_optional_tensor(b"matmul_integer", args, 2, &a_zero, &has_a) \
             or arg_optional_tensor(b"matmul_integer", args, 3, &b_zero, &has_b) \
-            or arg_tensor(b"matmul_integer", args, 4, &out) \
+            or arg_output(b"matmul_integer", args, 4, &out) \
             or check_dtype(b"matmul_integer", b"output", &out, DL_INT, 32):
         return -1
     if a.itemsize != 1 or b.itemsize != 1 or (a.dtype.code != DL_INT and a.dtype.code != DL_UINT) \

@@ -8,7 +8,8 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 
 from vmcore.kernels.args cimport (
-    ARG_FAIL, ArgShape, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_int_in, arg_shape_in, arg_tensor,
+    ARG_FAIL, ArgShape, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_int_in, arg_output, arg_shape_in,
+    arg_tensor,
     args_bind, check_disjoint, check_dtype, check_out_shape, check_same_dtype,
 )
 from vmcore.kernels.window cimport (
@@ -188,7 +189,7 @@ cdef int _pool_args(const char* op, const Value* args, int32_t i_out, PoolJob* j
     cdef ArgShape kernel, strides, pads, dilations
     cdef int32_t rank, d, a
     cdef int64_t room, least
-    if arg_tensor(op, args, 0, x) or arg_tensor(op, args, i_out, out) or check_same_dtype(op, x, out):
+    if arg_tensor(op, args, 0, x) or arg_output(op, args, i_out, out) or check_same_dtype(op, x, out):
         return -1
     if x.ndim < 3 or x.ndim > 5 or out.ndim != x.ndim or out.shape[0] != x.shape[0] or out.shape[1] != x.shape[1]:
         return arg_fail_pair(op, ERR_SHAPE, b"ranks must be equal and from 3 to 5, batch and channels equal", b"input",
@@ -288,7 +289,7 @@ cdef int max_pool_with_indices(void* self, const Value* args, int32_t n_args, Va
             or _pool_args(b"max_pool_with_indices", args, 6, &job, &x, &out) \
             or _check_maximum(b"max_pool_with_indices", &x) \
             or arg_int_in(b"max_pool_with_indices", args, 5, 0, 1, &order) \
-            or arg_tensor(b"max_pool_with_indices", args, 7, &indices) \
+            or arg_output(b"max_pool_with_indices", args, 7, &indices) \
             or check_dtype(b"max_pool_with_indices", b"indices", &indices, DL_INT, 64) \
             or check_out_shape(b"max_pool_with_indices", &indices, out.ndim, out.shape) \
             or check_disjoint(b"max_pool_with_indices", &x, &indices) \
@@ -363,7 +364,7 @@ cdef int _global_pool(const char* op, const Value* args, int32_t n_args, bint ma
     cdef GlobalJob job
     cdef int64_t expected[16]
     cdef int32_t d
-    if arg_count(op, n_args, 2) or arg_tensor(op, args, 0, &x) or arg_tensor(op, args, 1, &out) \
+    if arg_count(op, n_args, 2) or arg_tensor(op, args, 0, &x) or arg_output(op, args, 1, &out) \
             or check_same_dtype(op, &x, &out) or _check_float(op, &x):
         return -1
     if x.ndim < 2:

@@ -115,7 +115,7 @@ def test_messages_have_both_facts() -> None:
 
 @pytest.mark.parametrize(
     ("name", "args"),
-    [("relu", 1), ("add", 2), ("clip", (1, None, None)), ("softmax", (1, 0)), ("copy", 1), ("cast", 1), ("square", 1)],
+    [("relu", 1), ("add", 2), ("clip", (1, None, None)), ("softmax", (1, 0)), ("copy", 1), ("cast", 1), ("matmul", 2)],
 )
 def test_constants_are_not_written(name: str, args: int | tuple[object, ...]) -> None:
     x = np.ones((2, 2), np.float32)

@@ -186,9 +186,7 @@ class BlockBuilder:
         value = self.normalize(as_expr(expr))
         return self._bind(value, name_hint, output=True)
 
-    def emit_if(
-        self, cond: Any, then: Callable[[], Any], otherwise: Callable[[], Any], name_hint: str = ""
-    ) -> Var:
+    def emit_if(self, cond: Any, then: Callable[[], Any], otherwise: Callable[[], Any], name_hint: str = "") -> Var:
         """Binds an `If`; each callable emits the bindings of its branch and returns the branch's value."""
         condition = self._atom(self.normalize(as_expr(cond)))
         branches = []

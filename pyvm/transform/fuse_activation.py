@@ -24,4 +24,3 @@ class _FuseActivation(FusingRewriter):
                 self.keep(VarBinding(binding.var, fused, fused.source))
                 return
         self.keep(binding)
-

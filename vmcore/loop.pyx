@@ -5,7 +5,7 @@ What it assumes is proved before: operands, jump targets and arities by `vmcore.
 instructions by `vmcore.program`. What depends on data is checked here, where it happens. Everything above the top of the
 register stack is none (program.h), so a call pushes a frame without initialising it.
 
-The GIL is held on entry. It is released once, when the native work ahead is expected to exceed RELEASE_NS, and taken back
+The GIL is held on entry. It is released once, when the native work ahead is expected to exceed BUDGET_NS, and taken back
 for a Python callee; `Context.thread_state` says which.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
@@ -18,7 +18,7 @@ from vmcore.objects cimport (
 from vmcore.program cimport (
     GIL_AUTO, GIL_HOLD, GIL_RELEASE, I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL, I_CALL_CLOSURE, I_CALL_HOOKED,
     I_CALL_PYTHON, I_CALL_SPECIAL, I_CALL_VM, I_COPY, I_GOTO, I_GOTO_BACK, I_IF, I_LOAD, I_NULL, I_RET, I_RET_CLEAR_ALL,
-    I_TUPLE_GET, FUNC_VM, MAX_RECURSION, POLL_INTERVAL, AllocSite, CallSite, Context, Frame, Insn, Program, VmFunc,
+    I_TUPLE_GET, FUNC_VM, MAX_RECURSION, BUDGET_NS, AllocSite, CallSite, Context, Frame, Insn, Program, VmFunc,
     operand_at, reg_at, storage_cache_keep, storage_cache_take, tensor_cache_take, value_drop, value_put, value_replace, value_reset,
 )
 from vmcore.status cimport fail
@@ -41,24 +41,29 @@ cdef extern from *:
     """
     #include <sys/syscall.h>
     #include <unistd.h>
-    #define RELEASE_NS 5000.0
     #define SIGNAL_INTERVAL_NS 10000000
     /* CLOCK_MONOTONIC; 0: none. initial-exec: read at every entry, and 8 bytes always fit in the static block. */
     static __thread __attribute__((tls_model("initial-exec"))) int64_t vm_deadline_ns;
     static int vm_is_main_thread(void) { return syscall(SYS_gettid) == getpid(); }
-    /* Bytes of all tensors among the arguments. */
-    static inline int64_t vm_tensor_bytes(const Value *args, int32_t n) {
-      int64_t sum = 0;
-      for (int32_t i = 0; i < n; ++i)
-        if (args[i].tag == VT_TENSOR) sum += ((const TensorObj *)value_ptr(&args[i]))->nbytes;
-      return sum;
+    #define CALL_NS 5    /* what a call between VM functions or a turn of a loop is taken to cost, at least */
+    #define KERNEL_NS 10
+    static inline int64_t vm_tensor_bytes(const Value *v) {
+      return v->tag == VT_TENSOR ? ((const TensorObj *)value_ptr(v))->nbytes : 0;
+    }
+    /* Estimated run time of a kernel. Most do work in proportion to their first argument and their output, which is the
+     * last; products and convolutions (heavy for their bytes) read the others, too. */
+    static inline int64_t vm_kernel_ns(const Value *args, int32_t n, int32_t weight) {
+      int64_t bytes = n ? vm_tensor_bytes(args) + vm_tensor_bytes(args + n - 1) : 0;
+      if (weight >= 512)
+        for (int32_t i = 1; i < n - 1; ++i) bytes += vm_tensor_bytes(args + i);
+      return KERNEL_NS + (bytes >> 10) * weight;
     }
     """
-    double RELEASE_NS
+    int64_t CALL_NS
     int64_t SIGNAL_INTERVAL_NS
     int64_t vm_deadline_ns
     bint vm_is_main_thread() nogil
-    int64_t vm_tensor_bytes(const Value* args, int32_t n) nogil
+    int64_t vm_kernel_ns(const Value* args, int32_t n, int32_t weight) nogil
 
 # call_python needs the GIL and reports by return value; the loop holds the GIL when it calls it.
 ctypedef int (*PythonCall)(void* callable, const Value* args, int32_t n_args, Value* ret) noexcept nogil
@@ -87,7 +92,7 @@ cdef void hold_gil(Context* cx) noexcept nogil:
     if cx.thread_state != NULL:
         PyEval_RestoreThread(<PyThreadState*>cx.thread_state)
         cx.thread_state = NULL
-        cx.work_ns = 0
+        cx.budget_ns = BUDGET_NS if cx.gil_mode != GIL_RELEASE else 0
 
 
 cdef inline void drop_gil(Context* cx) noexcept nogil:
@@ -96,34 +101,37 @@ cdef inline void drop_gil(Context* cx) noexcept nogil:
 
 
 cdef int poll(Context* cx) noexcept nogil:
-    """Looks for a passed deadline and for signals. Called every POLL_INTERVAL backward jumps and calls."""
+    """Looks for a passed deadline and for signals, and lets other threads have the GIL. Called when the budget is spent,
+    which is about every BUDGET_NS, or before a kernel that will take longer."""
     cdef int64_t now = now_ns()
-    cx.countdown = POLL_INTERVAL
+    cx.budget_ns = BUDGET_NS
     if vm_deadline_ns != 0 and now > vm_deadline_ns:
         return fail_format(
             fail, ERR_DEADLINE, "deadline exceeded: the call ran %.3f ms past its deadline",
             (now - vm_deadline_ns) * 1e-6,
         )
-    if now - cx.polled_ns > SIGNAL_INTERVAL_NS:
+    if cx.polled_ns == 0:
+        cx.polled_ns = now  # the first poll of an invocation: Python has just looked itself
+    elif now - cx.polled_ns > SIGNAL_INTERVAL_NS:
         cx.polled_ns = now
         if vm_is_main_thread():
             hold_gil(cx)
             if PyErr_CheckSignals() != 0:
                 return fail(ERR_PYTHON, "")
-        drop_gil(cx)  # even a long run of cheap instructions lets other threads in
+    drop_gil(cx)  # even a long run of cheap instructions lets other threads in
     return 0
 
 
 cdef inline int before_kernel(Context* cx, CallSite* site, const Value* args) noexcept nogil:
-    """Releases the GIL once the native work of this invocation is worth it, and polls now and then."""
-    if cx.thread_state == NULL and cx.gil_mode != GIL_HOLD:
-        cx.work_ns += site.ns_per_byte * vm_tensor_bytes(args, site.n_args)
-        if cx.work_ns > RELEASE_NS or cx.gil_mode == GIL_RELEASE:
-            drop_gil(cx)
-    cx.countdown -= 16
-    if cx.countdown <= 0:
-        return poll(cx)
-    return 0
+    """Spends the budget of this invocation on a kernel; polls when it is used up."""
+    cx.budget_ns -= vm_kernel_ns(args, site.n_args, site.weight)
+    return poll(cx) if cx.budget_ns <= 0 else 0
+
+
+cdef inline int before_call(Context* cx) noexcept nogil:
+    """The same for a backward jump, or a call between VM functions."""
+    cx.budget_ns -= CALL_NS
+    return poll(cx) if cx.budget_ns <= 0 else 0
 
 
 cdef int invoke(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept nogil:
@@ -132,14 +140,15 @@ cdef int invoke(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept no
     cdef Program* program = cx.program
     cx.frame = cx.frames
     cx.gil_mode = gil_mode
-    cx.work_ns = 0
+    cx.budget_ns = BUDGET_NS
+    cx.polled_ns = 0
     cx.code_shift = 0
     if program.instrument != NULL or program.profiler != NULL:
         cx.code_shift = program.hooked_code - program.code
     if gil_mode == GIL_RELEASE:
         drop_gil(cx)
     if vm_deadline_ns != 0:
-        cx.countdown = 1
+        cx.budget_ns = 0
     status = run_loop(cx, func, cx.stack, out)
     hold_gil(cx)
     return status
@@ -264,7 +273,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             n = site.n_args
             for k in range(n):
                 value_copy(&args[k], operand_at(base, literals, site.args[k]))
-            if site.ns_per_byte > 0 and before_kernel(cx, site, args) != 0:
+            if site.weight != 0 and before_kernel(cx, site, args) != 0:
                 break
             if site.fn(site.self, args, n, &ret) != 0:
                 break
@@ -298,8 +307,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
         elif pc.op == I_GOTO:
             pc = <Insn*>(<char*>pc + pc.b)
         elif pc.op == I_GOTO_BACK:
-            cx.countdown -= 1
-            if cx.countdown <= 0 and poll(cx) != 0:
+            if before_call(cx) != 0:
                 break
             pc = <Insn*>(<char*>pc + pc.b)
         elif pc.op == I_CALL_VM:
@@ -309,8 +317,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             if fr == cx.frames_end or next_base + callee.n_regs > cx.stack_end:
                 recursion_error()
                 break
-            cx.countdown -= 1
-            if cx.countdown <= 0 and poll(cx) != 0:
+            if before_call(cx) != 0:
                 break
             n = 0
             for k in range(site.n_args):
@@ -412,8 +419,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
                 if fr == cx.frames_end or next_base + callee.n_regs > cx.stack_end:
                     recursion_error()
                     break
-                cx.countdown -= 1
-                if cx.countdown <= 0 and poll(cx) != 0:
+                if before_call(cx) != 0:
                     break
                 if push_closure_args(cx, site, closure, base, next_base) != 0:
                     break
@@ -597,13 +603,12 @@ cdef int call_plain(
             if (<PythonCall>call_python)(site.self, args, site.n_args, ret) != 0:
                 return fail(ERR_PYTHON, "")
             return 0
-        if site.ns_per_byte > 0 and before_kernel(cx, site, args) != 0:
+        if site.weight != 0 and before_kernel(cx, site, args) != 0:
             return -1
         return site.fn(site.self, args, site.n_args, ret)
     if mine + 1 >= cx.frames_end or params + site.callee.n_regs > cx.stack_end:
         return recursion_error()
-    cx.countdown -= 1
-    if cx.countdown <= 0 and poll(cx) != 0:
+    if before_call(cx) != 0:
         return -1
     for k in range(site.n_args):
         value_retain(&args[k])

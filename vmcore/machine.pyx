@@ -15,7 +15,7 @@ from vmcore.objects cimport (
     ClosureObj, Tensor, borrow_array, own_array, release_python, take_value, tensor_new, to_value,
 )
 from vmcore.program cimport (
-    FUNC_VM, GIL_AUTO, GIL_HOLD, GIL_RELEASE, MAX_RECURSION, N_ARRAY_HEADERS, POLL_INTERVAL, REGISTER_STACK_BYTES,
+    FUNC_VM, GIL_AUTO, GIL_HOLD, GIL_RELEASE, MAX_RECURSION, N_ARRAY_HEADERS, REGISTER_STACK_BYTES,
     Context, Frame, Program, VmFunc, decode, decode_hooked, tensor_cache_clear,
 )
 from vmcore.status cimport fail, raise_status, take_error
@@ -103,7 +103,6 @@ cdef Context* context_new(Program* program) noexcept nogil:
     cx.frames_end = cx.frames + MAX_RECURSION
     cx.frame = cx.frames
     cx.program = program
-    cx.countdown = POLL_INTERVAL
     return cx
 
 

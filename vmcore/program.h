@@ -46,7 +46,7 @@ typedef struct CallSite {
   PackedFn fn;
   void *self;
   VmFunc *callee;
-  float ns_per_byte;
+  int32_t weight; /* estimated run time in ns per KiB of tensor arguments; 0: negligible */
   int32_t n_args;
   int32_t dst; /* register offset, or -1: the result is dropped */
   int32_t func_index;
@@ -98,7 +98,7 @@ typedef struct Frame {
 
 #define REGISTER_STACK_BYTES ((size_t)1 << 26)
 #define MAX_RECURSION 10000
-#define POLL_INTERVAL 1024
+#define BUDGET_NS 5000 /* estimated work between polls: releasing the GIL costs 24 ns, reading the clock as much */
 #define N_ARRAY_HEADERS 8
 
 typedef struct Context {
@@ -109,8 +109,7 @@ typedef struct Context {
   Program *program;
   struct Context *next; /* free list */
   void *thread_state;   /* NULL while this invocation holds the GIL */
-  double work_ns;       /* estimated native work since the last release of the GIL */
-  int32_t countdown;    /* calls and backward jumps until the next poll */
+  int64_t budget_ns;    /* estimated work until the next poll */
   int32_t gil_mode;
   int32_t depth;        /* nested hooked calls */
   int64_t code_shift;   /* added to VmFunc.code: 0, or where hooked_code lies */

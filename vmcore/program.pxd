@@ -12,7 +12,7 @@ cdef extern from "vmcore/program.h" nogil:
     enum:
         GIL_AUTO, GIL_RELEASE, GIL_HOLD
     enum:
-        MAX_RECURSION, POLL_INTERVAL, N_ARRAY_HEADERS
+        MAX_RECURSION, BUDGET_NS, N_ARRAY_HEADERS
     size_t REGISTER_STACK_BYTES
 
     ctypedef struct TensorCache:
@@ -31,7 +31,7 @@ cdef extern from "vmcore/program.h" nogil:
         PackedFn fn
         void* self
         VmFunc* callee
-        float ns_per_byte
+        int32_t weight
         int32_t n_args
         int32_t dst
         int32_t func_index
@@ -83,8 +83,7 @@ cdef extern from "vmcore/program.h" nogil:
         Program* program
         Context* next
         void* thread_state
-        double work_ns
-        int32_t countdown
+        int64_t budget_ns
         int32_t gil_mode
         int32_t depth
         int64_t code_shift

@@ -313,7 +313,7 @@ cdef int decode_call(
     if callee.kind == FUNC_PACKED:
         site.fn = callee.packed.fn
         site.self = callee.packed.self
-        site.ns_per_byte = callee.packed.ns_per_byte
+        site.weight = <int32_t>(callee.packed.ns_per_byte * 1024)
     if hooked:
         insn.op = I_CALL_HOOKED
         insn.n = is_special

@@ -84,10 +84,8 @@ class Node:
         """Whether the node has the attribute."""
         return name in self._attributes
 
-    def dtype_attr(self, name: str, default: str | None = None) -> str:
+    def dtype_attr(self, name: str) -> str:
         """An attribute that holds an element type, as a dtype."""
-        if default is not None and name not in self._attributes:
-            return default
         return element_type(self.attr(name), f"{self.source}: attribute {name!r}")
 
     # --- inputs as tensors
@@ -99,11 +97,6 @@ class Node:
         while names and not names[-1]:
             names.pop()
         return len(names)
-
-    @property
-    def n_outputs(self) -> int:
-        """Outputs up to the last one that has a name."""
-        return max((i + 1 for i, name in enumerate(self._proto.output) if name), default=0)
 
     def wants(self, index: int) -> bool:
         """Whether somebody may use output `index`."""

@@ -354,13 +354,12 @@ def _slice(node: Node, x: Content) -> Content | None:
 
 
 def _unsqueeze(node: Node, x: Content) -> Content | None:
-    axes = node.static_axes()
-    return None if axes is None else np.expand_dims(x, tuple(axes))
+    axes = node.static_axes() if node.axes_are_known() else None
+    return None if axes is None else np.expand_dims(x, axes)
 
 
 def _squeeze(node: Node, x: Content) -> Content | None:
-    axes = node.static_axes()
-    return np.squeeze(x, None if axes is None else tuple(axes))
+    return np.squeeze(x, node.static_axes()) if node.axes_are_known() else None
 
 
 def _reshape(node: Node, x: Content, target: Content | None = None) -> Content | None:
@@ -395,10 +394,10 @@ def _split(node: Node, x: Content) -> list[Content] | None:
 
 def _reduce(fn: Callable[[Any, Any], Any], start: Any) -> Callable[[Node, Content], Content | None]:
     def apply(node: Node, x: Content) -> Content | None:
-        axes = node.static_axes()
-        if x.ndim > 1 or (axes is not None and tuple(axes) not in ((0,), (-1,), ())):
+        axes = node.static_axes() if node.axes_are_known() else (x.ndim,)
+        if x.ndim > 1 or axes not in (None, (0,), (-1,), ()):
             return None
-        if axes is None and node.attr("noop_with_empty_axes", 0):
+        if not axes and node.attr("noop_with_empty_axes", 0):
             return x
         total = start
         for value in x.flat:

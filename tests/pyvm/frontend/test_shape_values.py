@@ -172,3 +172,10 @@ def test_fractions_beside_symbols_keep_their_value() -> None:
         s = Shape(x)  f = Cast<to = 1>(s)  c = Concat<axis = 0>(half, f)  y = Neg(c)
     }"""
     check(model(text), *({"x": np.zeros(shape, np.float32)} for shape in [(2, 3), (5, 1)]))
+
+
+@pytest.mark.parametrize("call", ["Unsqueeze(s, a)", "ReduceSum(s, a)", "ReduceSum<noop_with_empty_axes = 1>(s)"])
+def test_shapes_with_axes_of_run_time(call: str) -> None:
+    proto = model(f"g (float[N, M] x, int64[1] a) => (int64[P] y) {{ s = Shape(x)  y = {call} }}")
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    check(proto, *({"x": np.zeros((2, 3), np.float32), "a": np.array([axis])} for axis in (0, -1)))

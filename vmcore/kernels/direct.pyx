@@ -200,12 +200,12 @@ def time_kernel(str name, *args, int64_t number = 1000, int repeat = 5) -> float
     cdef Value ret
     cdef timespec start, stop
     cdef int status = 0
-    cdef int64_t i
+    cdef int64_t _i
     cdef double best = 1e300, elapsed
     for _ in range(repeat):
         with nogil:
             clock_gettime(CLOCK_MONOTONIC, &start)
-            for i in range(number):
+            for _i in range(number):
                 value_set_none(&ret)
                 status |= entry.fn(NULL, held.values, held.n, &ret)
             clock_gettime(CLOCK_MONOTONIC, &stop)

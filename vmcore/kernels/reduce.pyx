@@ -3,7 +3,7 @@
 Sums of float32 are collected in double per block of a row. max and min pass NaN on. Integer sums and products wrap.
 float16 and bfloat16 are reduced as float32.
 """
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
 from vmcore.kernels.args cimport (
@@ -128,10 +128,10 @@ cdef inline int64_t next_run(const Plan* plan, int64_t* index, int64_t offset) n
 cdef void walk(const Plan* plan, ReducePair pair, const char* x, char* out, int64_t item) noexcept nogil:
     """out (+)= x over all runs."""
     cdef int64_t[ARGS_MAX_NDIM] index
-    cdef int64_t i, offset = 0
+    cdef int64_t _run, offset = 0
     cdef ReduceLoop loop = pair.row if plan.inner_reduced else pair.column
     memset(index, 0, sizeof(index))
-    for i in range(plan.n_runs):
+    for _run in range(plan.n_runs):
         loop(x, plan.n_inner, out + offset * item)
         x += plan.n_inner * item
         offset = next_run(plan, index, offset)
@@ -141,7 +141,7 @@ cdef int log_sum_exp(const char* op, const Plan* plan, int dtype, const char* x,
                      int64_t item) noexcept nogil:
     """out = log(sum(exp(x - max))) + max: first the maxima into out, then the sums into a workspace."""
     cdef int64_t[ARGS_MAX_NDIM] index
-    cdef int64_t i, offset = 0
+    cdef int64_t _run, offset = 0
     cdef double* sums = <double*>workspace(SLOT_SUMS, n_out * sizeof(double))
     if sums == NULL:
         return ARG_FAIL(ERR_ALLOC, "%s: no memory for %lld sums", op, <long long>n_out)
@@ -149,7 +149,7 @@ cdef int log_sum_exp(const char* op, const Plan* plan, int dtype, const char* x,
     walk(plan, reduce_pairs[dtype][R_max], x, out, item)
     memset(sums, 0, n_out * sizeof(double))
     memset(index, 0, sizeof(index))
-    for i in range(plan.n_runs):
+    for _run in range(plan.n_runs):
         if dtype == K_F32:
             exp_sum_f32(x, plan.n_inner, out + offset * item, sums + offset, not plan.inner_reduced)
         else:

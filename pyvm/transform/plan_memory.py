@@ -89,6 +89,8 @@ class _Buffer:
         while buffer.merged_into is not None:
             shift += buffer.shift
             buffer = buffer.merged_into
+        if buffer is not self:
+            self.merged_into, self.shift = buffer, shift  # so that long chains are walked once
         return buffer, shift
 
     def root(self) -> _Buffer:

@@ -176,10 +176,10 @@ def profile_calls(machine: Machine, executable: VMExecutable, call: Callable[[],
             )
         )
 
-    instrument, before = machine.hooks()
-    machine.set_hooks(instrument, record)
-    try:
-        result = call()
-    finally:
-        machine.set_hooks(instrument, before)
+    with machine.profile_lock:  # one profile at a time; inside a profiled call, the inner one takes over
+        before = machine.set_profiler(record)
+        try:
+            result = call()
+        finally:
+            machine.set_profiler(before)
     return Profile(records, result)

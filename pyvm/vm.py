@@ -185,7 +185,7 @@ class VirtualMachine:
             assert instrument is not None
             return instrument(None, functions[index].name, before, ret, *args) == VMInstrumentReturnKind.SKIP_RUN
 
-        self._machine.set_hooks(None if instrument is None else hook, self._machine.hooks()[1])
+        self._machine.set_instrument(None if instrument is None else hook)
 
     def time_evaluator(
         self, name: str, number: int = 10, repeat: int = 1, min_repeat_ms: int = 0

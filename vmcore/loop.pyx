@@ -44,6 +44,10 @@ cdef extern from *:
     #define SIGNAL_INTERVAL_NS 10000000
     /* CLOCK_MONOTONIC; 0: none. initial-exec: read at every entry, and 8 bytes always fit in the static block. */
     static __thread __attribute__((tls_model("initial-exec"))) int64_t vm_deadline_ns;
+    /* Loops that are active on this thread's C stack, one inside the other: through callbacks, closures called from
+     * native code, and hooked calls. Each costs a few kilobytes of it. */
+    #define MAX_NATIVE_DEPTH 400
+    static __thread __attribute__((tls_model("initial-exec"))) int vm_native_depth;
     static int vm_is_main_thread(void) { return syscall(SYS_gettid) == getpid(); }
     #define CALL_NS 5    /* what a call between VM functions or a turn of a loop is taken to cost, at least */
     #define KERNEL_NS 10
@@ -62,6 +66,8 @@ cdef extern from *:
     int64_t CALL_NS
     int64_t SIGNAL_INTERVAL_NS
     int64_t vm_deadline_ns
+    int vm_native_depth
+    int MAX_NATIVE_DEPTH
     bint vm_is_main_thread() nogil
     int64_t vm_kernel_ns(const Value* args, int32_t n, int32_t weight) nogil
 
@@ -136,9 +142,16 @@ cdef inline int before_call(Context* cx) noexcept nogil:
 
 cdef int invoke(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept nogil:
     """Runs `func` on the arguments at the bottom of the register stack; out := result. Holds the GIL before and after."""
+    global vm_native_depth
     cdef int status
+    cdef int32_t i
     cdef Program* program = cx.program
     cx.frame = cx.frames
+    if vm_native_depth >= MAX_NATIVE_DEPTH:
+        for i in range(func.n_params):
+            value_clear(cx.stack + i)
+        return native_recursion_error()
+    vm_native_depth += 1
     cx.gil_mode = gil_mode
     cx.budget_ns = BUDGET_NS
     cx.polled_ns = 0
@@ -151,6 +164,7 @@ cdef int invoke(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept no
         cx.budget_ns = 0
     status = run_loop(cx, func, cx.stack, out)
     hold_gil(cx)
+    vm_native_depth -= 1
     return status
 
 
@@ -233,6 +247,13 @@ cdef int tuple_get(const Value* source, int32_t index, Value* ret) noexcept nogi
     value_retain(&array.data[index])
     value_copy(ret, &array.data[index])
     return 0
+
+
+cdef int native_recursion_error() noexcept nogil:
+    return fail_format(
+        fail, ERR_RECURSION, "calls that use the C stack (through Python or native code, or while an instrument or the "
+        "profiler listens) are nested deeper than %d", MAX_NATIVE_DEPTH,
+    )
 
 
 cdef int recursion_error() noexcept nogil:
@@ -560,8 +581,9 @@ cdef int call_hooked(Context* cx, VmFunc* func, Insn* pc, Value* base, Value* re
     cdef int status = -1
     cdef int skip = 0
     cdef int64_t started, ended
-    if cx.depth >= 400:  # each level uses the C stack
-        return fail(ERR_RECURSION, "calls are nested deeper than 400 while an instrument or the profiler listens")
+    global vm_native_depth
+    if vm_native_depth >= MAX_NATIVE_DEPTH:
+        return native_recursion_error()
     args = <Value*>malloc((site.n_args + 1) * sizeof(Value))
     if args == NULL:
         return fail(ERR_ALLOC, "call: no memory for arguments")
@@ -578,7 +600,9 @@ cdef int call_hooked(Context* cx, VmFunc* func, Insn* pc, Value* base, Value* re
             started = now_ns()
             if skip == 0:
                 cx.depth += 1
+                vm_native_depth += 1
                 status = call_plain(cx, func, mine, pc, site, args, base, ret)
+                vm_native_depth -= 1
                 cx.depth -= 1
             ended = now_ns()
             if status == 0:
@@ -639,15 +663,20 @@ cdef int hook_before(Context* cx, CallSite* site, const Value* args, Value* ret)
     """Tells the instrument; 1 when it asks to skip the call. On failure the exception is set, as in `call_python`."""
     if cx.program.instrument == NULL:
         return 0
-    verdict = (<object>cx.program.instrument)(site.func_index, True, None, visible_args(site, args))
+    # A reference of our own: another thread may set another instrument meanwhile.
+    cdef object instrument = <object>cx.program.instrument
+    verdict = instrument(site.func_index, True, None, visible_args(site, args))
     return 1 if verdict else 0
 
 
 cdef int hook_after(
     Context* cx, CallSite* site, const Value* args, Value* ret, int64_t pc, int64_t started, int64_t ended
 ) except -1:
+    cdef object hook  # a reference of our own, as in hook_before
     if cx.program.profiler != NULL:
-        (<object>cx.program.profiler)(pc, site.func_index, started, ended, cx.depth, visible_args(site, args))
+        hook = <object>cx.program.profiler
+        hook(pc, site.func_index, started, ended, cx.depth, visible_args(site, args))
     if cx.program.instrument != NULL:
-        (<object>cx.program.instrument)(site.func_index, False, from_value(ret), visible_args(site, args))
+        hook = <object>cx.program.instrument
+        hook(site.func_index, False, None if value_type(ret) == VT_OPAQUE_PTR else from_value(ret), visible_args(site, args))
     return 0

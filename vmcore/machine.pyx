@@ -21,9 +21,14 @@ from vmcore.program cimport (
 from vmcore.status cimport fail, raise_status, take_error
 from vmcore.storage cimport allocator_report, allocator_trim
 from vmcore.value cimport (
-    ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_TENSOR, StorageObj, TensorObj, Value, fail_format,
+    ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_OPAQUE_PTR, VT_TENSOR, StorageObj, TensorObj, Value, fail_format,
     object_release, object_retain, value_clear, value_copy, value_retain, value_set, value_set_none,
+    value_type,
 )
+
+from copy import copy
+from threading import RLock
+from types import SimpleNamespace
 
 from vmcore import errors
 from vmcore.verify import verify as verify_executable
@@ -169,6 +174,9 @@ cdef int closure_call(void* self, const Value* args, int32_t n_args, Value* ret)
             value_retain(&closure.saved[i])
             value_copy(cx.stack + n_args + i, &closure.saved[i])
         status = invoke(cx, func, ret, GIL_AUTO)
+        if status == 0 and value_type(ret) == VT_OPAQUE_PTR:  # the context of an invocation that is over
+            value_set_none(ret)
+            status = fail(ERR_TYPE, "closure: the virtual machine (%vm) cannot be a result")
         (<void (*)(Context*) noexcept nogil>context_put)(cx)
     PyGILState_Release(state)
     return status
@@ -284,7 +292,7 @@ cdef int convert_argument(BoundFunction self, Context* cx, PyObject* const* args
     """R[i] := args[i]; on failure the arguments before it are dropped and the context is given back."""
     try:
         return to_value(<object>args[i], cx.stack + i)
-    except Exception as error:
+    except BaseException as error:
         error.add_note(f"in argument {self.param_names[i]!r} of {self.name}")
         while i > 0:
             i -= 1
@@ -328,7 +336,10 @@ cdef int raise_error(BoundFunction self, Context* cx) except -1:
     cx.frame = cx.frames
     cx.depth = 0
     context_put(cx)
-    self.describe(error, frames)
+    try:
+        self.describe(error, frames)
+    except Exception as trouble:  # the error counts more than its description
+        error.add_note(f"(the VM traceback failed: {trouble!r})")
     raise error
 
 
@@ -375,19 +386,29 @@ cdef class Machine:
     cdef Program* program
     cdef dict functions
     cdef readonly object executable
+    cdef readonly object profile_lock  # held by who profiles
     cdef object describe
+    cdef object parts  # what was verified
     cdef int gil_mode
     cdef object __weakref__
 
-    def __init__(self, executable, describe, pooled=True, gil="auto"):
+    def __cinit__(self, executable, describe, pooled=True, gil="auto"):
         if gil not in _GIL_MODES:
             raise ValueError(f"gil: expected one of {', '.join(_GIL_MODES)}, got {gil!r}")
-        verify_executable(executable)
-        offsets = np.ascontiguousarray(executable.instr_offset, np.int64)
-        words = np.ascontiguousarray(executable.instr_data, np.int64)
-        if not len(words):
-            words = np.zeros(1, np.int64)
-        self.program = decode(list(executable.functions), list(executable.constants), offsets, words, None, pooled)
+        # Verified, decoded and decoded again for hooks are copies: an executable can be changed, also by other threads.
+        parts = SimpleNamespace(
+            functions=[copy(info) for info in executable.functions],
+            constants=list(executable.constants),
+            instr_offset=np.array(executable.instr_offset, np.int64),
+            instr_data=np.array(executable.instr_data, np.int64),
+            memory_scopes=dict(getattr(executable, "memory_scopes", {})),
+            debug=getattr(executable, "debug", ()),
+        )
+        verify_executable(parts)
+        self.program = decode(parts.functions, parts.constants, parts.instr_offset, parts.instr_data, None, pooled)
+        parts.constants = None  # the program has them
+        self.parts = parts
+        self.profile_lock = RLock()
         self.program.closure_call = closure_call
         self.program.release = release_contexts
         self.executable = executable
@@ -405,39 +426,38 @@ cdef class Machine:
         found = self.functions.get(name)
         if found is not None:
             return found
-        for i, info in enumerate(self.executable.functions):
+        for i, info in enumerate(self.parts.functions):
             if info.name == name and self.program.funcs[i].kind == FUNC_VM:
                 names = tuple(info.param_names) or tuple(f"arg{k}" for k in range(info.num_args))
                 found = make_bound(self.program, &self.program.funcs[i], name, names, self.describe, self.gil_mode)
                 self.functions[name] = found
                 return found
-        known = ", ".join(info.name for info in self.executable.functions if info.kind == FUNC_VM)
+        known = ", ".join(info.name for info in self.parts.functions if info.kind == FUNC_VM)
         raise errors.FunctionNotFoundError(f"the executable has no function {name!r}; it has: {known}")
 
-    def set_hooks(self, instrument=None, profiler=None):
-        """Sets or clears the instrument, called as f(func_index, before, ret, args), and the profiler, called as
-        f(pc, func_index, start_ns, end_ns, depth, args). Calls that run already are not affected."""
-        cdef void* old_instrument = self.program.instrument
-        cdef void* old_profiler = self.program.profiler
-        if instrument is not None or profiler is not None:
-            offsets = np.ascontiguousarray(self.executable.instr_offset, np.int64)
-            words = np.ascontiguousarray(self.executable.instr_data, np.int64)
-            decode_hooked(self.program, offsets, words)
-        Py_INCREF(instrument)
-        Py_INCREF(profiler)
-        self.program.instrument = NULL if instrument is None else <void*>instrument
-        self.program.profiler = NULL if profiler is None else <void*>profiler
-        if old_instrument != NULL:
-            Py_DECREF(<object>old_instrument)
-        if old_profiler != NULL:
-            Py_DECREF(<object>old_profiler)
+    def set_instrument(self, instrument):
+        """Sets the instrument, called as f(func_index, before, ret, args), or clears it with None.
 
-    def hooks(self):
-        """The current (instrument, profiler), None where there is none."""
-        return (
-            None if self.program.instrument == NULL else <object>self.program.instrument,
-            None if self.program.profiler == NULL else <object>self.program.profiler,
-        )
+        Calls that run already without instrument and profiler go on without. Returns the one before.
+        """
+        return self.set_hook(instrument, &self.program.instrument)
+
+    def set_profiler(self, profiler):
+        """Sets the profiler, called as f(pc, func_index, start_ns, end_ns, depth, args), or clears it with None."""
+        return self.set_hook(profiler, &self.program.profiler)
+
+    cdef object set_hook(self, object hook, void** place):
+        cdef void* old
+        if hook is not None:
+            decode_hooked(self.program, self.parts.instr_offset, self.parts.instr_data)
+            Py_INCREF(hook)
+        old = place[0]  # read and replaced in one go: nothing between lets another thread in
+        place[0] = NULL if hook is None else <void*>hook
+        if old == NULL:
+            return None
+        before = <object>old
+        Py_DECREF(before)
+        return before
 
     def trim(self):
         """Gives memory that is kept for reuse back to the system; returns its bytes."""

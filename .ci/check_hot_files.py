@@ -1,4 +1,4 @@
-"""Translates kernels and files marked `# HOT:` in their first line and rejects what costs the GIL or a check in a hot loop.
+"""Translates the kernels and all files marked `# HOT:` in their first line; rejects what costs the GIL in a hot loop.
 
 Rejected are Cython's performance hints (it prints them and succeeds) and calls of `__Pyx_ErrOccurredWithGIL`, which a
 `nogil` function that may raise leaves behind at each call.

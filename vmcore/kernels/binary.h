@@ -282,14 +282,18 @@ __attribute__((noinline)) static int binary_run(const BinaryOp *op, const ArgTen
     return -1;
   if (op->out == OUT_BOOL ? check_dtype(op->name, "output", out, DL_BOOL, 8) : check_same_dtype(op->name, a, out))
     return -1;
-  const ArgTensor *in[2] = {a, b};
-  Broadcast rows;
-  if (broadcast_plan(op->name, in, 2, out, &rows)) return -1;
   int k = kernel_dtype(a->dtype), half = k == K_F16 || k == K_BF16;
   BinaryLoop loop = k < 0 ? NULL : op->loop[half ? K_F32 : k];
   if (loop == NULL) return arg_fail_one(op->name, ERR_DTYPE, "no kernel for this element type", "input", a);
   if (op->refuses_zero && k <= K_U64 && out->numel && has_zero(b))
     return arg_fail_one(op->name, ERR_VALUE, "integer division by zero", "divisor", b);
+  if (b->numel == 1 && b->ndim <= a->ndim && !half && args_same_shape(a, out)) { /* usual, and needs no plan */
+    loop(a->data, b->data, out->data, a->numel, a->numel != 1, 0);
+    return 0;
+  }
+  const ArgTensor *in[2] = {a, b};
+  Broadcast rows;
+  if (broadcast_plan(op->name, in, 2, out, &rows)) return -1;
   int64_t n = rows.dim[0], sa = rows.stride[0][0], sb = rows.stride[1][0], item = a->itemsize;
   for (; rows.row < rows.n_rows; broadcast_next(&rows)) {
     const char *pa = a->data + rows.offset[0] * item, *pb = b->data + rows.offset[1] * item;

@@ -157,13 +157,15 @@ cdef int convert_params(const char* op, Job* job, ArgTensor** params, int32_t n_
     """converted[i] = params[i] in the computing type, in a workspace unless it has that type already."""
     cdef int32_t i
     cdef int dtype, work = K_F64 if job.dtype == K_F64 else K_F32
-    cdef int64_t n_bytes = 64
-    cdef char* memory
+    cdef int64_t n_bytes = 0
+    cdef char* memory = NULL
     for i in range(n_params):
-        n_bytes += params[i].numel * job.item
-    memory = <char*>workspace(SLOT_PARAMS, <size_t>n_bytes)
-    if memory == NULL:
-        return ARG_FAIL(ERR_ALLOC, "%s: no memory for %lld bytes of parameters", op, <long long>n_bytes)
+        if kernel_dtype(params[i].dtype) != work:
+            n_bytes += params[i].numel * job.item
+    if n_bytes:
+        memory = <char*>workspace(SLOT_PARAMS, <size_t>n_bytes)
+        if memory == NULL:
+            return ARG_FAIL(ERR_ALLOC, "%s: no memory for %lld bytes of parameters", op, <long long>n_bytes)
     for i in range(n_params):
         dtype = kernel_dtype(params[i].dtype)
         if check_disjoint(op, params[i], &job.out):

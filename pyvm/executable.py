@@ -282,14 +282,15 @@ def tensor_numpy_dtype(element_type: DataType) -> np.dtype | None:
     """The numpy dtype that holds a tensor's elements: its own, unsigned bits, or None if it cannot be a constant."""
     if element_type.lanes != 1:
         return None
+    # bfloat16 (code 4) and the float8 family (codes 7-14): only the bits are carried, also where a package that happens
+    # to be imported gives numpy dtypes of these names.
+    if (element_type.code, element_type.bits) == (4, 16):
+        return np.dtype(np.uint16)
+    if 7 <= element_type.code <= 14 and element_type.bits == 8:
+        return np.dtype(np.uint8)
     try:
         dtype = element_type.numpy
     except TypeError:
-        # bfloat16 (code 4) and the float8 family (codes 7-14): only the bits are carried.
-        if (element_type.code, element_type.bits) == (4, 16):
-            return np.dtype(np.uint16)
-        if 7 <= element_type.code <= 14 and element_type.bits == 8:
-            return np.dtype(np.uint8)
         return None
     return dtype if dtype in _NUMPY_TENSOR_TYPES else None
 

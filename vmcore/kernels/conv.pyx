@@ -44,7 +44,7 @@ args_bind(fail)
 cdef enum:
     BAND_BYTES = 768 * 1024  # padded planes of one band; larger images are done in several
     DIRECT_MAX_OUTPUTS = 3  # output channels per group up to which direct sums beat a packed product
-    PARALLEL_FLOPS = 1 << 18  # multiply-adds below which waking a thread costs more than it saves
+    PARALLEL_FLOPS = 1 << 19  # multiply-adds below which waking a thread costs more than it saves
     DIRECT_BATCH_BYTES = 24 * 1024  # padded planes that are filled before they are summed: stay in L1
     TRANSPOSE_BLOCK_BYTES = 1 << 20
 

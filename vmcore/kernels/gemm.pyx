@@ -147,7 +147,8 @@ cdef int own_gemm(bint is_double, bint trans_a, bint trans_b, int64_t M, int64_t
     job.e.accumulate = False
     if threads == 1 or <double>M * N * K < PARALLEL_FLOPS or (N < 2 * width and M < 2 * GEMM_MAX_ROWS):
         return _run_piece(&job, 0, M, 0, N)
-    job.pieces = threads
     job.unit = width if N >= threads * width and (N >= M or N >= 8 * width) else 0
+    # Pieces of columns share no packing, so several per thread balance the load; pieces of rows pack B again each.
+    job.pieces = min((N + width - 1) // width, 4 * threads) if job.unit else threads
     parallel_for(job.pieces, _task, &job)
     return -1 if job.failed else 0

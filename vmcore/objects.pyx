@@ -9,7 +9,7 @@ from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from vmcore.status cimport fail, raise_status
+from vmcore.status cimport SavedError, fail, raise_status, restore_error, save_error
 from vmcore.value cimport (
     DL_BFLOAT, DL_BOOL, DL_COMPLEX, DL_FLOAT, DL_INT, DL_UINT, ERR_PYTHON, OBJ_DELETE_STRONG, OBJ_DELETE_WEAK, OBJ_OWN,
     OBJ_READONLY, PyObjectObj, VT_ARRAY, VT_BOOL, VT_CLOSURE, VT_DEVICE, VT_DTYPE, VT_FLOAT, VT_FUNCTION, VT_INT,
@@ -43,6 +43,10 @@ cdef extern from "Python.h":
     PyObject* PyObject_Vectorcall(PyObject* callable, PyObject** args, size_t nargsf, PyObject* kwnames)
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     void Py_XDECREF_ptr "Py_XDECREF"(PyObject*)
+    void PyErr_Fetch(PyObject** kind, PyObject** value, PyObject** traceback)
+    void PyErr_Restore(PyObject* kind, PyObject* value, PyObject* traceback)
+    int Py_EnterRecursiveCall(const char* where) except -1
+    void Py_LeaveRecursiveCall()
 
 cdef extern from *:
     """
@@ -143,7 +147,23 @@ cdef void release_python(void* owner) noexcept nogil:
     """Drops a reference to a Python object from any thread; leaks it once the interpreter is gone."""
     if owner != NULL and Py_IsInitialized():
         with gil:
-            Py_XDECREF_ptr(<PyObject*>owner)
+            drop_python(<PyObject*>owner)
+
+
+cdef void drop_python(PyObject* owner) noexcept:
+    """Drops a reference. A destructor may run any code, so an error that is on its way, ours or Python's, is put aside."""
+    cdef SavedError saved
+    cdef PyObject* kind
+    cdef PyObject* value
+    cdef PyObject* traceback
+    if owner.ob_refcnt > 1:
+        Py_XDECREF_ptr(owner)
+        return
+    save_error(&saved)
+    PyErr_Fetch(&kind, &value, &traceback)
+    Py_XDECREF_ptr(owner)
+    PyErr_Restore(kind, value, traceback)
+    restore_error(&saved)
 
 
 cdef bint borrow_array(cnp.ndarray array, TensorObj* t) noexcept:
@@ -650,8 +670,12 @@ cdef int to_value(object source, Value* out) except -1:
         array = array_new(n)
         check_pointer(array)
         try:
-            for i in range(n):
-                to_value(items[i], &array.data[i])
+            Py_EnterRecursiveCall(" while a nested tuple becomes a value")  # a list may contain itself
+            try:
+                for i in range(n):
+                    to_value(items[i], &array.data[i])
+            finally:
+                Py_LeaveRecursiveCall()
         except BaseException:
             object_release(array)
             raise
@@ -713,7 +737,7 @@ cdef object from_value(const Value* v):
         shape = <ShapeObj*>value_ptr(v)
         return shape_tuple(shape.data, shape.size)
     if kind == VT_ARRAY:
-        return array_to_tuple(<ArrayObj*>value_ptr(v), 0)
+        return array_to_tuple(<ArrayObj*>value_ptr(v), 0, {})
     if kind == VT_DTYPE:
         dtype = value_dtype(v)
         return _DataType.from_triple(dtype.code, dtype.bits, dtype.lanes)
@@ -735,14 +759,20 @@ cdef object from_value(const Value* v):
 cdef int MAX_NESTING = 200
 
 
-cdef object array_to_tuple(ArrayObj* array, int depth):
+cdef object array_to_tuple(ArrayObj* array, int depth, dict made):
+    """The Python tuple of `array`. A tuple that occurs again is the same object again: sixty levels of pairs of one
+    tuple are sixty tuples, not 2^60."""
     cdef int64_t i
     cdef list items = []
+    cdef object key
     if depth >= MAX_NESTING:
         raise RecursionError(f"a tuple nested more than {MAX_NESTING} deep cannot become a Python tuple")
     for i in range(array.size):
         if value_type(&array.data[i]) == VT_ARRAY:
-            items.append(array_to_tuple(<ArrayObj*>value_ptr(&array.data[i]), depth + 1))
+            key = <size_t>value_ptr(&array.data[i])
+            if key not in made:
+                made[key] = array_to_tuple(<ArrayObj*>value_ptr(&array.data[i]), depth + 1, made)
+            items.append(made[key])
         else:
             items.append(from_value(&array.data[i]))
     return tuple(items)

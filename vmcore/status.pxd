@@ -6,6 +6,15 @@ cdef int fail(int kind, const char* message) noexcept nogil
 
 cdef int last_error_kind() noexcept nogil
 
+cdef struct SavedError:
+    int kind
+    char[1024] text
+
+cdef void save_error(SavedError* saved) noexcept nogil
+"""Keeps this thread's error before code runs that may store and take others: destructors of Python objects."""
+
+cdef void restore_error(const SavedError* saved) noexcept nogil
+
 cdef object take_error()
 """The stored error as an exception instance (not raised); clears the slot."""
 

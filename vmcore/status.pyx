@@ -4,7 +4,7 @@ from vmcore.value cimport (
     ERR_PYTHON, ERR_SHAPE, ERR_TYPE, ERR_VALUE, ERR_INTERRUPT,
 )
 from cpython.object cimport PyObject
-from libc.string cimport strlen
+from libc.string cimport memcpy, strlen
 
 from vmcore import errors
 
@@ -77,6 +77,18 @@ cdef int fail(int kind, const char* message) noexcept nogil:
 
 cdef int last_error_kind() noexcept nogil:
     return vm_error_slot.kind
+
+
+cdef void save_error(SavedError* saved) noexcept nogil:
+    saved.kind = vm_error_slot.kind
+    if saved.kind != ERR_NONE:
+        memcpy(saved.text, vm_error_slot.text, sizeof(saved.text))
+
+
+cdef void restore_error(const SavedError* saved) noexcept nogil:
+    vm_error_slot.kind = saved.kind
+    if saved.kind != ERR_NONE:
+        memcpy(vm_error_slot.text, saved.text, sizeof(saved.text))
 
 
 cdef object take_error():

@@ -47,7 +47,27 @@ cdef extern from *:
     int storage_class(int64_t nbytes, int64_t* capacity) nogil
     int64_t counter_add(int64_t* counter, int64_t n) nogil
 
+cdef extern from "<pthread.h>" nogil:
+    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
+
+cdef extern from *:
+    """
+    #include <unistd.h>
+    #include <pthread.h>
+    static pthread_mutex_t pools_lock = PTHREAD_MUTEX_INITIALIZER;
+    /* Bytes of this machine's memory: more is refused here, where it is an error with a name, and not found out by the
+     * system when the pages are written. */
+    static int64_t physical_bytes(void) {
+      int64_t pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+      return pages > 0 && page > 0 ? pages * page : INT64_MAX;
+    }
+    """
+    pthread_mutex_t pools_lock  # guards the list of pools; taken before the lock of any pool
+    int64_t physical_bytes() nogil
+
 cdef struct Pool:  # what an Allocator is
+    Pool* previous  # list of all pools
+    Pool* next
     pthread_mutex_t lock          # guards everything below but `references`
     int64_t references
     bint pooled
@@ -55,15 +75,45 @@ cdef struct Pool:  # what an Allocator is
     StorageObj* free_blocks[STORAGE_CLASSES]  # chained through `owner`
 
 
+cdef Pool* _pools = NULL
+cdef int64_t _physical_bytes = physical_bytes()
+pthread_atfork(lock_pools, unlock_pools, unlock_pools)
+
+
 cdef Allocator* allocator_new(bint pooled) noexcept nogil:
     """One reference to a new allocator; NULL when memory is exhausted."""
+    global _pools
     cdef Pool* self = <Pool*>calloc(1, sizeof(Pool))
     if self == NULL:
         return NULL
     pthread_mutex_init(&self.lock, NULL)
     self.references = 1
     self.pooled = pooled
+    pthread_mutex_lock(&pools_lock)
+    self.next = _pools
+    if _pools != NULL:
+        _pools.previous = self
+    _pools = self
+    pthread_mutex_unlock(&pools_lock)
     return self
+
+
+cdef void lock_pools() noexcept nogil:
+    """Before a fork: no other thread is inside an allocator, so that the child finds them whole and unlocked."""
+    cdef Pool* pool
+    pthread_mutex_lock(&pools_lock)
+    pool = _pools
+    while pool != NULL:
+        pthread_mutex_lock(&pool.lock)
+        pool = pool.next
+
+
+cdef void unlock_pools() noexcept nogil:
+    cdef Pool* pool = _pools
+    while pool != NULL:
+        pthread_mutex_unlock(&pool.lock)
+        pool = pool.next
+    pthread_mutex_unlock(&pools_lock)
 
 
 cdef bint allocator_is_pooled(Allocator* allocator) noexcept nogil:
@@ -73,8 +123,17 @@ cdef bint allocator_is_pooled(Allocator* allocator) noexcept nogil:
 
 cdef void allocator_release(Allocator* allocator) noexcept nogil:
     cdef Pool* self = <Pool*>allocator
+    global _pools
     if counter_add(&self.references, -1) == 0:
         allocator_trim(self)
+        pthread_mutex_lock(&pools_lock)
+        if self.previous != NULL:
+            self.previous.next = self.next
+        else:
+            _pools = self.next
+        if self.next != NULL:
+            self.next.previous = self.previous
+        pthread_mutex_unlock(&pools_lock)
         pthread_mutex_destroy(&self.lock)
         free(self)
 
@@ -90,6 +149,9 @@ cdef StorageObj* storage_alloc(Allocator* allocator, int64_t nbytes) noexcept no
         return NULL
     size_class = storage_class(nbytes if nbytes > 0 else 1, &capacity)
     pthread_mutex_lock(&self.lock)
+    if capacity > _physical_bytes - self.books.live_bytes:
+        pthread_mutex_unlock(&self.lock)
+        return NULL
     self.books.n_allocations += 1
     if self.pooled:
         block = self.free_blocks[size_class]

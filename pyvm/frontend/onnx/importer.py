@@ -347,6 +347,8 @@ def _check_node(proto: onnx.NodeProto, domain: str, opset: int, context: onnx.ch
     try:
         onnx.checker.check_node(proto, context)
     except onnx.checker.ValidationError as error:
+        if onnx.defs.has(proto.op_type) and onnx.defs.get_schema(proto.op_type, opset).deprecated:
+            return  # replaced by a later version, and all the same what the model was written with
         text = " ".join(str(error).split("==>")[0].split())
         raise FrontendError(f"{node_source(proto, opset)}: malformed node: {text}") from error
 

@@ -413,21 +413,6 @@ def _where(node: Node, cond: Content, a: Content, b: Content) -> Content | None:
     return _elementwise(lambda c, p, q: p if c else q, cond, a, b)
 
 
-def _range(node: Node, start: Content, limit: Content, delta: Content) -> Content | None:
-    values = [content.reshape(-1)[0] for content in (start, limit, delta)]
-    if not all(isinstance(value, int) for value in values) or values[2] == 0:
-        return None
-    numbers = range(*values)
-    return make_content(list(numbers)) if len(numbers) <= MAX_ELEMENTS else None
-
-
-def _constant_of_shape(node: Node, shape: Content) -> Content | None:
-    if not is_constant(shape) or math.prod(shape.tolist()) > MAX_ELEMENTS:
-        return None
-    value = node.attr("value", np.zeros(1, np.float32))
-    return np.full(tuple(shape.tolist()), value.reshape(-1)[0].item(), dtype=object)
-
-
 def _concat(node: Node, *parts: Content) -> Content | None:
     return np.concatenate(parts, axis=node.attr("axis", 1))
 
@@ -439,7 +424,6 @@ _EVALUATORS: dict[str, Callable[..., Content | list[Content] | None]] = {
     "Cast": _cast,
     "Ceil": _unary(_rounding(Ratio.ceil, math.ceil)),
     "Concat": _concat,
-    "ConstantOfShape": _constant_of_shape,
     "Div": _div,
     "Equal": _combine(_compare(True, False, False)),
     "Expand": _expand,
@@ -458,7 +442,6 @@ _EVALUATORS: dict[str, Callable[..., Content | list[Content] | None]] = {
     "Neg": _unary(lambda v: _mul(v, -1)),
     "Not": _unary(lambda v: not v),
     "Or": _combine(lambda a, b: a or b),
-    "Range": _range,
     "ReduceMax": _reduce(_extremum(larger, max), None),
     "ReduceMin": _reduce(_extremum(smaller, min), None),
     "ReduceProd": _reduce(_mul, 1),

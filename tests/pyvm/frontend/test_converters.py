@@ -83,6 +83,71 @@ def test_old_opsets(name: str) -> None:
     check(model(text, opset), {"x": x}, expected=results)
 
 
+def test_tile_along_one_axis() -> None:
+    text = "g (float[2,3,4] x) => (float[2,9,4] y) <int64 n = {3}, int64 axis = {1}> { y = Tile(x, n, axis) }"
+    check(model(text, 1), {"x": X}, expected=[np.tile(X, (1, 3, 1))])
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_global_lp_pool(p: int) -> None:
+    text = f"g (float[N,3,4] x) => (float[N,3,1] y) {{ y = GlobalLpPool<p = {p}>(x) }}"
+    check(model(text), {"x": X})
+
+
+def test_group_normalization_with_scales_per_group() -> None:
+    text = """g (float[2,4,3] x, float[2] s, float[2] b) => (float[2,4,3] y) {
+        y = GroupNormalization<num_groups = 2>(x, s, b)
+    }"""
+    x, scale, bias = random(2, 4, 3), random(2), random(2)
+    groups = x.reshape(2, 2, 6)
+    centered = groups - groups.mean(-1, keepdims=True)
+    normal = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
+    expected = (normal * scale[:, None] + bias[:, None]).reshape(x.shape)
+    check(model(text, 18), {"x": x, "s": scale, "b": bias}, expected=[expected.astype("f4")])
+
+
+def test_normalizations_with_scales_that_broadcast() -> None:
+    text = """g (float[2,3,4] x, float[4] s, float[1] b) => (float[2,3,4] y, float[2,1,1] m, float[2,1,1] d) {
+        y, m, d = LayerNormalization<axis = 1>(x, s, b)
+    }"""
+    x, scale, bias = random(2, 3, 4), random(4), random(1)
+    mean = x.mean((1, 2), keepdims=True)
+    inverse = 1 / np.sqrt(((x - mean) ** 2).mean((1, 2), keepdims=True) + 1e-5)
+    expected = [(x - mean) * inverse * scale + bias, mean, inverse]
+    check(model(text), {"x": x, "s": scale, "b": bias}, expected=expected)
+    text = "g (float[2,3,4] x, float[4] s) => (float[2,3,4] y) { y = RMSNormalization<axis = 1>(x, s) }"
+    expected = [x / np.sqrt((x**2).mean((1, 2), keepdims=True) + 1e-5) * scale]
+    check(model(text, 23), {"x": x, "s": scale}, expected=expected)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_resize_before_coordinates_had_names(mode: str) -> None:
+    text = f"""g (float[1,2,H,W] x) => (float[1,2,P,Q] y) <float[4] s = {{1.0, 1.0, 2.0, 1.5}}> {{
+        y = Resize<mode = "{mode}">(x, s)
+    }}"""
+    check(model(text, 10), *({"x": random(1, 2, *size)} for size in [(4, 6), (3, 2)]))
+
+
+def test_one_hot_of_a_known_depth() -> None:
+    text = """g (int64[N] i) => (float[N, 5] y) <int64 depth = {5}, float[2] values = {-1.0, 2.0}> {
+        y = OneHot(i, depth, values)
+    }"""
+    check(model(text, 11), {"i": np.array([0, 4, -1, -5, 2])})
+
+
+def test_expand_to_another_symbol() -> None:
+    text = "g (float[N, 3] x, float[M, 3] w) => (float[P, 3] y) { s = Shape(w)  y = Expand(x, s) }"
+    feeds = [{"x": random(n, 3), "w": random(m, 3)} for n, m in [(4, 4), (1, 5), (5, 1)]]
+    check(model(text), *feeds)
+
+
+def test_range_up_to_a_dimension_and_up_to_a_value() -> None:
+    text = """g (float[N] x, int64 limit) => (int64[P] y, int64[Q] z) <int64 one = {1}, int64 two = {2}> {
+        n = Size(x)  y = Range(one, n, two)  z = Range(one, limit, two)
+    }"""
+    check(model(text), *({"x": random(n), "limit": np.array(k)} for n, k in [(1, 0), (2, 5), (9, 2)]))
+
+
 @pytest.mark.parametrize("axis", [None, 1, -2])
 def test_broadcasting_on_request(axis: int | None) -> None:
     attribute = "" if axis is None else f", axis = {axis}"

@@ -119,6 +119,69 @@ def test_undecided_comparisons_are_left_to_the_run_time() -> None:
     check(model(text), *({"x": np.zeros(shape, np.float32)} for shape in [(2, 3), (1, 1), (7, 2)]))
 
 
+# What is done with s, the shape (N, M, 4) of x as a tensor, and with f, the same as floats.
+ELEMENTS = {
+    "mul": ("float", "y = Mul(f, half)"),
+    "mul, add": ("float", "a = Mul(f, half)  b = Add(a, half)  y = Floor(b)"),
+    "add, sub": ("float", "a = Add(half, f)  b = Sub(a, f)  y = Ceil(a)"),
+    "add ratios": ("float", "a = Mul(f, half)  b = Add(a, a)  y = Mul(b, a)"),
+    "sub ratios": ("float", "a = Mul(f, half)  b = Sub(f, a)  y = Mul(b, f)"),
+    "third": ("float", "a = Mul(f, third)  y = Add(a, half)"),
+    "div floats": ("float", "a = Div(f, two)  b = Div(a, two)  y = Floor(b)"),
+    "div by a fraction": ("float", "y = Div(f, half)"),
+    "div symbols": ("float", "a = Mul(f, f)  y = Div(a, f)"),
+    "ceil": ("int64", "a = Mul(f, half)  b = Ceil(a)  y = Cast<to = 7>(b)"),
+    "truncate": ("int64", "a = Mul(f, half)  y = Cast<to = 7>(a)"),
+    "truncate negative": ("int64", "a = Mul(f, half)  b = Neg(a)  y = Cast<to = 7>(b)"),
+    "div": ("int64", "y = Div(s, itwo)"),
+    "div negative": ("int64", "a = Sub(itwo, s)  y = Div(a, itwo)"),
+    "div by it": ("int64", "a = Mul(s, s)  y = Div(a, s)"),
+    "mod": ("int64", "y = Mod(s, itwo)"),
+    "mod by it": ("int64", "y = Mod(itwo, s)"),
+    "abs": ("int64", "a = Sub(s, itwo)  b = Abs(a)  c = Abs(s)  y = Add(b, c)"),
+    "neg": ("int64", "y = Neg(s)"),
+    "min": ("int64", "y = Min(s, itwo)"),
+    "max": ("int64", "a = Sub(s, itwo)  y = Max(a, s, itwo)"),
+    "max of floats": ("float", "y = Max(f, half)"),
+    "reduce": (
+        "int64",
+        "a = ReduceMax(s)  b = ReduceMin<keepdims = 0>(s)  c = ReduceProd(s)  y = Min(a, b, c)",
+    ),
+    "bool": ("bool", "a = Sub(s, itwo)  b = Cast<to = 9>(a)  c = Cast<to = 9>(s)  y = And(b, c)"),
+    "not": ("bool", "a = Cast<to = 9>(s)  b = Not(a)  y = Or(a, b)"),
+    "equal": ("bool", "a = Equal(s, s)  b = Equal(s, itwo)  y = Xor(a, b)"),
+    "less": ("bool", "a = Less(s, zero)  b = Greater(s, zero)  y = And(a, b)"),
+    "less or equal": (
+        "bool",
+        "a = LessOrEqual(s, s)  b = GreaterOrEqual(zero, s)  c = Or(a, b)  d = LessOrEqual(one, s)  y = And(c, d)",
+    ),
+    "where": ("int64", "a = Less(s, zero)  y = Where(a, itwo, s)"),
+    "tile": ("int64", "y = Tile(s, itwo)"),
+    "expand": ("int64", "t = Concat<axis = 0>(itwo, three)  y = Expand(s, t)"),
+    "split": ("int64", "a, b = Split<axis = 0>(s, onetwo)  y = Concat<axis = 0>(b, a)"),
+    "flatten": ("int64", "y = Flatten<axis = 0>(s)"),
+    "transpose": ("int64", "y = Transpose(s)"),
+    "slice backwards": ("int64", "y = Slice(s, minus, lowest, zero, minus)"),
+    "int8": ("int8", "y = Cast<to = 3>(s)"),
+}
+ELEMENT_CONSTANTS = """<
+    float[1] half = {0.5}, float[1] third = {0.3333333}, float[1] two = {2.0}, int64[1] itwo = {2}, int64[1] zero = {0},
+    int64[1] one = {1}, int64[1] three = {3}, int64[2] onetwo = {1, 2}, int64[1] minus = {-1},
+    int64[1] lowest = {-9223372036854775808}
+>"""
+
+
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_elements_are_computed_like_tensors(name: str) -> None:
+    dtype, nodes = ELEMENTS[name]
+    text = (
+        f"g (float[N, M, 4] x) => ({dtype}[P] y) {ELEMENT_CONSTANTS} {{ s = Shape(x)  f = Cast<to = 1>(s)  {nodes} }}"
+    )
+    proto = model(text)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    check(proto, *({"x": np.zeros(shape, np.float32)} for shape in [(2, 3, 4), (1, 1, 4), (7, 2, 4)]))
+
+
 def test_an_index_outside_the_shape_is_an_error() -> None:
     from pyvm.errors import FrontendError
 

@@ -71,10 +71,14 @@ class _Body:
         name, n = self.rng.choice(self.callees)
         captured = self.rng.randrange(n + 1)
         register = self.fresh()
-        self.b.emit_call("vm.builtin.make_closure", [self.b.f(name)] + [self.arg() for _ in range(captured)], dst=self.b.r(register))
+        self.b.emit_call(
+            "vm.builtin.make_closure", [self.b.f(name)] + [self.arg() for _ in range(captured)], dst=self.b.r(register)
+        )
         self.write(register)
         given = n - captured if self.rng.random() < 0.95 else n
-        self.call("vm.builtin.invoke_closure", [self.b.vm_state(), self.b.r(register)] + [self.arg() for _ in range(given)])
+        self.call(
+            "vm.builtin.invoke_closure", [self.b.vm_state(), self.b.r(register)] + [self.arg() for _ in range(given)]
+        )
 
     def branch(self, depth: int) -> None:
         condition = self.fresh()

@@ -197,8 +197,6 @@ def test_native_objects_without_a_face_pass_through():
 
 
 def test_the_vm_operand_cannot_leave():
-    vm = VirtualMachine(
-        assemble("func @main() regs=1\n  call @vm.builtin.copy (%vm) -> %0\n  ret %0\n")
-    )
+    vm = VirtualMachine(assemble("func @main() regs=1\n  call @vm.builtin.copy (%vm) -> %0\n  ret %0\n"))
     with pytest.raises(TypeError, match="stored"):
         vm["main"]()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyvm.frontend.onnx.node import constant_dtype
+from pyvm.frontend.onnx.model_file import numpy_dtype
 from pyvm.ir import (
     Call,
     Constant,
@@ -132,7 +132,7 @@ def _reference(call: Call, args: list[Any]) -> Any:
     result = call.op.evaluate(call.attrs, *wide)
     info = call.struct_info
     if isinstance(info, TensorStructInfo) and info.dtype == "bfloat16":
-        return np.asarray(result).astype(constant_dtype("bfloat16"))
+        return np.asarray(result).astype(numpy_dtype("bfloat16"))
     return result
 
 

@@ -104,7 +104,7 @@ def tensor_array(tensor: TensorProto, folder: Path | None) -> np.ndarray:
         return _external_array(tensor, dtype, dims, folder)
     if tensor.HasField("raw_data"):
         data = tensor.raw_data  # a copy: protobuf has no view of its bytes
-        if len(data) != math.prod(dims) * np.dtype(_numpy(dtype)).itemsize:
+        if len(data) != math.prod(dims) * numpy_dtype(dtype).itemsize:
             raise FrontendError(f"{what}: shape {dims} of {dtype} does not fit in {len(data)} bytes of data")
         array = np.frombuffer(data, _little_endian(dtype)).reshape(dims)
         return array.view(np.uint8) != 0 if dtype == "bool" else array
@@ -131,21 +131,24 @@ def sparse_array(tensor: onnx.SparseTensorProto, folder: Path | None) -> np.ndar
     return dense
 
 
-def _numpy(dtype: str) -> Any:
-    if dtype == "bfloat16":
-        import ml_dtypes  # onnx needs it too, for this very purpose
-
-        return ml_dtypes.bfloat16
-    return dtype
+def numpy_dtype(dtype: str) -> np.dtype:
+    """The numpy dtype of an IR dtype. That of bfloat16 is in ml_dtypes, which recent versions of onnx depend on."""
+    if dtype != "bfloat16":
+        return np.dtype(dtype)
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise FrontendError("bfloat16 constants need the package ml_dtypes") from error
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 def _little_endian(dtype: str) -> np.dtype:
     """The numpy dtype of an element as files hold it."""
-    return np.dtype(_numpy(dtype)).newbyteorder("<") if dtype != "bfloat16" else np.dtype(_numpy(dtype))
+    return numpy_dtype(dtype) if dtype == "bfloat16" else numpy_dtype(dtype).newbyteorder("<")
 
 
 def _checked(array: np.ndarray, dtype: str, dims: tuple[int, ...], what: str) -> np.ndarray:
-    if array.shape != dims or array.dtype != np.dtype(_numpy(dtype)):
+    if array.shape != dims or array.dtype != numpy_dtype(dtype):
         raise FrontendError(f"{what} declares shape {dims} of {dtype}, its data are {array.shape} of {array.dtype}")
     return array
 
@@ -161,7 +164,7 @@ def _external_array(tensor: TensorProto, dtype: str, dims: tuple[int, ...], fold
     # A model is untrusted: it must not make us read files of its choice.
     if not location or os.path.isabs(location) or not path.is_relative_to(base) or path == base:
         raise FrontendError(f"{what}: external data location {location!r} is outside the model's folder")
-    expected = math.prod(dims) * np.dtype(_numpy(dtype)).itemsize
+    expected = math.prod(dims) * numpy_dtype(dtype).itemsize
     try:
         offset = int(fields.get("offset", 0))
         length = int(fields.get("length", expected))

@@ -11,7 +11,7 @@ import onnx
 
 from pyvm import op
 from pyvm.frontend.onnx import shape_values
-from pyvm.frontend.onnx.model_file import attribute_value, element_type
+from pyvm.frontend.onnx.model_file import attribute_value, element_type, numpy_dtype
 from pyvm.frontend.onnx.shape_values import Content, are_numbers
 from pyvm.ir import (
     Call,
@@ -338,22 +338,13 @@ class Node:
 
     def scalar_like(self, value: float, x: Expr) -> Constant:
         """A number in the element type of `x`."""
-        return Constant(np.asarray(value, constant_dtype(self.dtype(x))))
+        return Constant(np.asarray(value, numpy_dtype(self.dtype(x))))
 
 
 def node_source(proto: onnx.NodeProto, opset: int) -> str:
     """How a node is named in errors and debug information; a node without a name goes by its first output."""
     name = proto.name or next((output for output in proto.output if output), "?")
     return f"{name} ({proto.op_type}-{opset})"
-
-
-def constant_dtype(dtype: str) -> Any:
-    """The numpy dtype of an IR dtype; bfloat16 has one when onnx's own dependency ml_dtypes is there."""
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return ml_dtypes.bfloat16
-    return np.dtype(dtype)
 
 
 def fold(expr: Expr) -> Constant | None:

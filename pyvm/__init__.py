@@ -31,6 +31,7 @@ _EXPORTS = {
     "VirtualMachine": "pyvm.vm",
     "VMInstrumentReturnKind": "pyvm.vm",
     "deadline": "pyvm.vm",
+    "load_library": "vmcore.library",
     "set_num_threads": "vmcore.threads",
     "get_num_threads": "vmcore.threads",
     "compile": "pyvm.compile",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from pyvm.vm import VirtualMachine as VirtualMachine
     from pyvm.vm import VMInstrumentReturnKind as VMInstrumentReturnKind
     from pyvm.vm import deadline as deadline
+    from vmcore.library import load_library as load_library
     from vmcore.objects import Tensor as Tensor
     from vmcore.objects import tensor as tensor
     from vmcore.threads import get_num_threads as get_num_threads

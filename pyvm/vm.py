@@ -7,14 +7,15 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyvm.executable import VM_FUNC, VMExecutable, load_executable
+from pyvm.executable import PACKED_FUNC, VMExecutable, load_executable
 from pyvm.profile import Profile, TimeResult, profile_calls, time_calls
 from vmcore.errors import ArgumentTypeError, ArgumentValueError
+from vmcore.library import Library, load_library
 from vmcore.machine import BoundFunction, Machine, deadline
 from vmcore.objects import Function
 from vmcore.types import Device, cpu
 
-__all__ = ["VMInstrumentReturnKind", "VirtualMachine", "deadline"]
+__all__ = ["Library", "VMInstrumentReturnKind", "VirtualMachine", "deadline", "load_library"]
 
 _MAX_TRACE_FRAMES = 32
 
@@ -33,6 +34,9 @@ def _add_trace(executable: VMExecutable, error: BaseException, frames: Sequence[
     lines = []
     for index, pc in reversed(frames):
         name = executable.functions[index].name
+        if pc < 0:
+            lines.append(f"in @{name}, compiled")
+            continue
         source = executable.debug[pc]
         where = f"in @{name}, pc {pc}: {instruction_text(executable, pc)}"
         lines.append(where + (f"      [{source}]" if source else ""))
@@ -62,6 +66,9 @@ class VirtualMachine:
         Allocator of storages: pooled keeps freed blocks for reuse (the default), naive gives them back at once.
     gil : {"auto", "release", "hold"}
         When a call releases the GIL: when the native work ahead is worth it, at once, or never.
+    libraries : sequence of Library
+        Shared libraries (see `load_library`) whose functions the executable calls. They are searched in this order,
+        before the registry; compiled functions come from nowhere else.
 
     Raises
     ------
@@ -80,6 +87,7 @@ class VirtualMachine:
         memory_cfg: str | None = None,
         *,
         gil: str = "auto",
+        libraries: Sequence[Library] = (),
     ) -> None:
         if not isinstance(executable, VMExecutable):
             executable = load_executable(executable)
@@ -94,6 +102,7 @@ class VirtualMachine:
             lambda error, frames: _add_trace(executable, error, frames),
             pooled=memory_cfg != "naive",
             gil=gil,
+            libraries=libraries,
         )
         self._saved: dict[str, _SavedFunction] = {}
         self._inputs: dict[str, tuple[Any, ...]] = {}
@@ -106,7 +115,7 @@ class VirtualMachine:
 
     def function_names(self) -> list[str]:
         """Names of the functions that can be called, in the executable's order."""
-        return [info.name for info in self.executable.functions if info.kind == VM_FUNC] + list(self._saved)
+        return [info.name for info in self.executable.functions if info.kind != PACKED_FUNC] + list(self._saved)
 
     def invoke_closure(self, closure: Function, *args: Any) -> Any:
         """Calls a closure or function value that a program returned, with captured values after `args`."""

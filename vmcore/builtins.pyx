@@ -7,6 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
+from vmcore.loop cimport call_nested, in_native
 from vmcore.objects cimport (
     VM_MAX_NDIM, ClosureObj, ShapeObj, array_new, closure_new, shape_new, tensor_new, tensor_set_shape, value_kind_name,
     value_str,
@@ -187,7 +188,7 @@ cdef int b_alloc_storage(void* self, const Value* args, int32_t n_args, Value* r
         return wrong_kind("alloc_storage", 3, "DataType", &args[3])
     if args[2].bits != 0:
         return fail_format(
-            fail, ERR_VALUE, "alloc_storage: device index %lld, this virtual machine has 1 device",
+            fail, ERR_INTERNAL, "alloc_storage: device index %lld, this virtual machine has 1 device",
             <long long>args[2].bits
         )
     shape = <ShapeObj*>value_ptr(&args[1])
@@ -320,7 +321,7 @@ cdef int b_read_if_cond(void* self, const Value* args, int32_t n_args, Value* re
     dtype = t.dtype
     if dtype.code != DL_INT and dtype.code != DL_UINT and dtype.code != DL_BOOL or dtype.lanes != 1:
         return fail_format(
-            fail, ERR_DTYPE, "read_if_cond: a condition must be an integer or bool tensor, got %s",
+            fail, ERR_INTERNAL, "read_if_cond: a condition must be an integer or bool tensor, got %s",
             dltensor_describe(text, sizeof(text), t),
         )
     nbytes = dtype_bytes(dtype)
@@ -420,8 +421,10 @@ cdef int b_match_shape(void* self, const Value* args, int32_t n_args, Value* ret
         if heap == NULL:
             return -1
     n = args[2].bits
+    if value_str(&args[n_args - 1], NULL) == NULL:
+        return wrong_kind("match_shape", n_args - 1, "a string (context)", &args[n_args - 1])
     if not is_int(&args[2]) or n < 0 or n > n_args or 2 * n + 4 != n_args:
-        return fail_format(fail, ERR_TYPE, "match_shape: %d arguments do not fit a shape of %lld", n_args, <long long>n)
+        return fail_format(fail, ERR_INTERNAL, "match_shape: %d arguments do not fit a shape of %lld", n_args, <long long>n)
     text_of(&args[n_args - 1], context)
     if size != n:
         return fail_format(
@@ -575,7 +578,7 @@ cdef int b_tensor_to_shape(void* self, const Value* args, int32_t n_args, Value*
         return wrong_kind("tensor_to_shape", 0, "Tensor", &args[0])
     if (
         t.ndim != 1 or t.dtype.code != DL_INT or t.dtype.lanes != 1 or not dltensor_is_compact(t)
-        or t.shape[0] > VM_MAX_NDIM
+        or t.dtype.bits == 8 or t.shape[0] > VM_MAX_NDIM
     ):
         return fail_format(
             fail, ERR_INTERNAL, "tensor_to_shape: expected a 1-d int16, int32 or int64 Tensor of at most %d, got %s",
@@ -996,8 +999,17 @@ cdef int call_function(
 
 cdef int b_invoke_closure(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
     """Reached only where the decoder could not make it a frame of the running loop."""
+    cdef Context* cx
+    cdef ClosureObj* closure
     if n_args < 2:
         return wrong_arity("invoke_closure", "at least 2", n_args)
+    cx = context_of("invoke_closure", &args[0])
+    if cx == NULL:
+        return -1
+    if value_type(&args[1]) == VT_CLOSURE and in_native(cx):
+        closure = <ClosureObj*>value_ptr(&args[1])
+        if closure.machine == &cx.program.head:
+            return call_nested(cx, closure, &args[2], n_args - 2, ret)
     return call_function("invoke_closure", &args[1], &args[2], n_args - 2, ret)
 
 
@@ -1030,11 +1042,11 @@ cdef KernelEntry[36] _table
 cdef int _n_entries = 0
 
 
-cdef void add(const char* name, PackedFn fn) noexcept:
+cdef void add(const char* name, PackedFn fn, float ns_per_byte=0.0) noexcept:
     global _n_entries
     _table[_n_entries].name = name
     _table[_n_entries].fn = fn
-    _table[_n_entries].ns_per_byte = 0.0
+    _table[_n_entries].ns_per_byte = ns_per_byte
     _n_entries += 1
 
 
@@ -1077,8 +1089,8 @@ add("vm.builtin.make_prim_value", b_make_prim_value)
 add("vm.builtin.shape_of", b_shape_of)
 add("vm.builtin.tensor_to_shape", b_tensor_to_shape)
 add("vm.builtin.reshape", b_reshape)
-add("vm.builtin.to_device", b_to_device)
-add("vm.builtin.ensure_zero_offset", b_ensure_zero_offset)
+add("vm.builtin.to_device", b_to_device, 0.1)
+add("vm.builtin.ensure_zero_offset", b_ensure_zero_offset, 0.1)
 add("vm.builtin.check_tensor_info", b_check_tensor_info)
 add("vm.builtin.check_shape_info", b_check_shape_info)
 add("vm.builtin.check_tuple_info", b_check_tuple_info)

@@ -85,19 +85,19 @@ class IndexRangeError(ExecutionError, IndexError):
     """An index lies outside the object that it indexes."""
 
 
-class ShapeMismatchError(ExecutionError, ValueError):
-    """Shapes do not fit each other or a declared shape."""
+class ShapeMismatchError(ExecutionError, ValueError, RuntimeError):
+    """Shapes do not fit each other or a declared shape. (TVM raises ValueError or RuntimeError, by who notices.)"""
 
 
-class DTypeMismatchError(ExecutionError, TypeError):
-    """Element types do not fit each other or a declared type."""
+class DTypeMismatchError(ExecutionError, TypeError, ValueError):
+    """Element types do not fit each other or a declared type. (TVM raises TypeError or ValueError, by who notices.)"""
 
 
 class AllocationError(ExecutionError, MemoryError):
     """Memory for a storage or an object could not be had."""
 
 
-class KernelError(ExecutionError):
+class KernelError(ExecutionError, RuntimeError):
     """A kernel refused its arguments or failed."""
 
 
@@ -110,4 +110,4 @@ class DeadlineExceeded(ExecutionError, TimeoutError):
 
 
 class InternalError(VMError, RuntimeError):
-    """A defect of pyvm itself; please report it with the program that showed it."""
+    """A program breaks a rule that compilers keep (TVM's InternalError), or a defect of pyvm itself."""

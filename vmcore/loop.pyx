@@ -17,9 +17,10 @@ from vmcore.objects cimport (
 )
 from vmcore.program cimport (
     GIL_AUTO, GIL_HOLD, GIL_RELEASE, I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL, I_CALL_CLOSURE, I_CALL_HOOKED,
-    I_CALL_PYTHON, I_CALL_SPECIAL, I_CALL_VM, I_COPY, I_GOTO, I_GOTO_BACK, I_IF, I_LOAD, I_NULL, I_RET, I_RET_CLEAR_ALL,
-    I_TUPLE_GET, FUNC_VM, MAX_RECURSION, BUDGET_NS, AllocSite, CallSite, Context, Frame, Insn, Program, VmFunc,
-    operand_at, reg_at, storage_cache_keep, storage_cache_take, tensor_cache_take, value_drop, value_put, value_replace, value_reset,
+    I_CALL_NATIVE, I_CALL_PYTHON, I_CALL_SPECIAL, I_CALL_VM, I_COPY, I_GOTO, I_GOTO_BACK, I_IF, I_LOAD, I_NULL, I_RET,
+    I_RET_CLEAR_ALL, I_TUPLE_GET, BUDGET_NS, FUNC_NATIVE, FUNC_PACKED, FUNC_VM, FUNCTION_MARKER, MAX_RECURSION, AllocSite,
+    CallSite, Context, Frame, Insn, Program, VmFunc, operand_at, reg_at, storage_cache_keep, storage_cache_take,
+    tensor_cache_take, value_drop, value_put, value_replace, value_reset,
 )
 from vmcore.status cimport fail
 from vmcore.storage cimport Allocator, storage_alloc
@@ -162,7 +163,10 @@ cdef int invoke(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept no
         drop_gil(cx)
     if vm_deadline_ns != 0:
         cx.budget_ns = 0
-    status = run_loop(cx, func, cx.stack, out)
+    if func.kind == FUNC_NATIVE:
+        status = call_native(cx, func, cx.stack, out)
+    else:
+        status = run_loop(cx, func, cx.stack, out)
     hold_gil(cx)
     vm_native_depth -= 1
     return status
@@ -247,6 +251,178 @@ cdef int tuple_get(const Value* source, int32_t index, Value* ret) noexcept nogi
     value_retain(&array.data[index])
     value_copy(ret, &array.data[index])
     return 0
+
+
+# ---- compiled functions ----------------------------------------------------------------------------------------------
+
+cdef extern from "vmcore/foreign.h" nogil:
+    int value_align(Value* v, int depth)
+    bint value_may_return(const Value* v)
+
+cdef extern from "<stdlib.h>" nogil:
+    void* calloc(size_t n, size_t size)
+
+
+cdef Value* function_list(Context* cx) noexcept nogil:
+    """This context's list of the program's functions for compiled code: one entry each, after a word for the context."""
+    cdef Program* program = cx.program
+    cdef int32_t i
+    if cx.functions == NULL:
+        cx.functions = <Value*>calloc(program.n_funcs + 1, sizeof(Value))
+        if cx.functions == NULL:
+            return NULL
+        value_set(cx.functions, VT_OPAQUE_PTR, <int64_t>cx)
+        for i in range(program.n_funcs):
+            if program.funcs[i].packed != NULL:
+                value_set(cx.functions + 1 + i, VT_FUNCTION, <int64_t>program.funcs[i].packed)
+            else:
+                value_set(cx.functions + 1 + i, FUNCTION_MARKER, i)
+    return cx.functions + 1
+
+
+cdef void drop_made_functions(Context* cx) noexcept nogil:
+    """Turns the closures that compiled code asked for back into markers: a closure keeps its program alive."""
+    cdef int32_t i
+    cdef Value* entry
+    cx.made_functions = 0
+    for i in range(cx.program.n_funcs):
+        entry = cx.functions + 1 + i
+        if cx.program.funcs[i].packed == NULL and entry.tag != FUNCTION_MARKER:
+            value_release(entry)
+            value_set(entry, FUNCTION_MARKER, i)
+
+
+cdef int run_native(Context* cx, VmFunc* func, Value* params, Value* out) noexcept nogil:
+    """The call itself: registers in, result out of the register after the parameters."""
+    cdef Value args[4]
+    cdef Value result
+    cdef Value* functions = function_list(cx)
+    cdef int32_t i
+    if functions == NULL:
+        return fail(ERR_ALLOC, "call: no memory for a list of functions")
+    for i in range(func.n_params):
+        if value_align(params + i, 0) < 0:
+            return fail(ERR_ALLOC, "call: no memory for an aligned copy of an argument, or a tuple is nested too deep")
+    value_set(&args[0], VT_OPAQUE_PTR, <int64_t>cx)
+    value_set(&args[1], VT_OPAQUE_PTR, <int64_t>params)
+    value_set(&args[2], VT_OPAQUE_PTR, <int64_t>cx.program.literals)
+    value_set(&args[3], VT_OPAQUE_PTR, <int64_t>functions)
+    value_set_none(&result)
+    if func.native(NULL, args, 4, &result) != 0:
+        return -1
+    if not value_may_return(params + func.n_params):
+        return fail(ERR_INTERNAL, "the compiled function returned a value that cannot be kept")
+    value_move(out, params + func.n_params)
+    return 0
+
+
+cdef int call_native(Context* cx, VmFunc* func, Value* params, Value* out) noexcept nogil:
+    """Runs a compiled function on the register list at `params`, whose first registers hold its arguments; out := result.
+
+    The list is none afterwards. The frame record at cx.frame is its own, and stays for the traceback when it fails.
+    """
+    cdef Frame* record = cx.frame
+    cdef Value* top = cx.top
+    cdef Value* v
+    cdef int status
+    global vm_native_depth
+    if vm_native_depth >= MAX_NATIVE_DEPTH:
+        status = native_recursion_error()
+    elif record >= cx.frames_end or params + func.n_regs > cx.stack_end:
+        status = recursion_error()
+    else:
+        record.pc = NULL
+        record.base = params
+        record.func = func
+        cx.frame = record + 1
+        cx.top = params + func.n_regs
+        vm_native_depth += 1
+        cx.native_depth += 1
+        if cx.gil_mode == GIL_AUTO and vm_kernel_ns(params, func.n_params, 1024) >= BUDGET_NS:
+            drop_gil(cx)
+        status = run_native(cx, func, params, out)
+        cx.native_depth -= 1
+        vm_native_depth -= 1
+        cx.top = top
+        if status == 0:
+            cx.frame = record
+        if cx.native_depth == 0 and cx.made_functions:
+            drop_made_functions(cx)
+    v = params
+    while v < params + func.n_regs and v < cx.stack_end:
+        value_clear(v)
+        v += 1
+    return status
+
+
+cdef int enter_native(
+    Context* cx, VmFunc* func, Insn* pc, CallSite* site, Value* base, Value* ret
+) noexcept nogil:
+    """A Call of a compiled function from the frame that cx.frame is free for; ret := its result."""
+    cdef Frame* mine = cx.frame
+    cdef Value* params = base + func.n_regs
+    cdef int32_t k
+    cdef bint special = False
+    if mine + 1 >= cx.frames_end or params + site.callee.n_regs > cx.stack_end:
+        return recursion_error()
+    if before_call(cx) != 0:
+        return -1
+    for k in range(site.n_args):
+        value_copy(params + k, operand_at(base, cx.program.literals, site.args[k]))
+        if value_type(params + k) == VT_CLOSURE or value_type(params + k) == VT_OPAQUE_PTR:
+            special = True
+        else:
+            value_retain(params + k)
+    if special and own_special(cx, site, base, params) != 0:
+        return -1
+    return finish_native(cx, func, pc, site, base, ret)
+
+
+cdef int finish_native(Context* cx, VmFunc* func, Insn* pc, CallSite* site, Value* base, Value* ret) noexcept nogil:
+    """Calls the compiled function whose arguments lie above the caller's frame."""
+    cdef Frame* mine = cx.frame
+    mine.pc = pc
+    mine.base = base
+    mine.func = func
+    cx.frame = mine + 1
+    if call_native(cx, site.callee, base + func.n_regs, ret) != 0:
+        return -1
+    cx.frame = mine
+    return 0
+
+
+cdef bint in_native(Context* cx) noexcept nogil:
+    return cx.top != NULL
+
+
+cdef int call_nested(Context* cx, ClosureObj* closure, const Value* args, int32_t n, Value* ret) noexcept nogil:
+    """Calls a function of the running program from compiled code (`in_native`), on the same context."""
+    cdef VmFunc* callee = &cx.program.funcs[closure.func_index]
+    cdef Value* params = cx.top
+    cdef int32_t i
+    cdef int status
+    if n + closure.n_saved != callee.n_params:
+        return fail_format(
+            fail, ERR_TYPE, "invoke_closure: the function takes %d arguments, got %d and %d captured", callee.n_params, n,
+            closure.n_saved,
+        )
+    if cx.frame >= cx.frames_end or params + callee.n_regs > cx.stack_end:
+        return recursion_error()
+    if before_call(cx) != 0:
+        return -1
+    for i in range(n):
+        value_retain(&args[i])
+        value_copy(params + i, &args[i])
+    for i in range(closure.n_saved):
+        value_retain(&closure.saved[i])
+        value_copy(params + n + i, &closure.saved[i])
+    cx.top = NULL
+    if callee.kind == FUNC_NATIVE:
+        status = call_native(cx, callee, params, ret)
+    else:
+        status = run_loop(cx, callee, params, ret)
+    cx.top = params
+    return status
 
 
 cdef int native_recursion_error() noexcept nogil:
@@ -426,7 +602,8 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             site = <CallSite*>pc.p
             v = <Value*>operand_at(base, literals, site.args[1])
             if value_type(v) == VT_CLOSURE and site.args[1] >= 0 \
-                    and (<ClosureObj*>value_ptr(v)).machine == <Object*>cx.program:
+                    and (<ClosureObj*>value_ptr(v)).machine == <Object*>cx.program \
+                    and cx.program.funcs[(<ClosureObj*>value_ptr(v)).func_index].kind == FUNC_VM:
                 closure = <ClosureObj*>value_ptr(v)
                 callee = &cx.program.funcs[closure.func_index]
                 n = site.n_args - 2
@@ -478,6 +655,15 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
                 value_put(&cx.tensors, reg_at(base, pc.a), tag, bits)
             else:
                 value_drop(&cx.tensors, tag, bits)
+            pc += 1
+        elif pc.op == I_CALL_NATIVE:
+            cx.frame = fr
+            if enter_native(cx, func, pc, <CallSite*>pc.p, base, &ret) != 0:
+                break
+            if pc.a >= 0:
+                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            else:
+                value_reset(&cx.tensors, &ret)
             pc += 1
         else:  # I_CALL_HOOKED: the decoder writes no other opcode
             cx.frame = fr
@@ -621,7 +807,7 @@ cdef int call_plain(
 ) noexcept nogil:
     cdef Value* params = base + func.n_regs
     cdef int32_t k
-    if site.callee.kind != FUNC_VM:
+    if site.callee.kind == FUNC_PACKED:
         if site.callee.packed.is_python and pc.n == 0:
             hold_gil(cx)
             if (<PythonCall>call_python)(site.self, args, site.n_args, ret) != 0:
@@ -637,6 +823,9 @@ cdef int call_plain(
     for k in range(site.n_args):
         value_retain(&args[k])
         value_copy(params + k, &args[k])
+    if site.callee.kind == FUNC_NATIVE:
+        cx.frame = mine
+        return finish_native(cx, func, pc, site, base, ret)
     mine.pc = pc
     mine.base = base
     mine.func = func

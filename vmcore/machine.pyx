@@ -15,7 +15,7 @@ from vmcore.objects cimport (
     ClosureObj, Tensor, borrow_array, own_array, release_python, take_value, tensor_new, to_value,
 )
 from vmcore.program cimport (
-    FUNC_VM, GIL_AUTO, GIL_HOLD, GIL_RELEASE, MAX_RECURSION, N_ARRAY_HEADERS, REGISTER_STACK_BYTES,
+    FUNC_PACKED, GIL_AUTO, GIL_HOLD, GIL_RELEASE, MAX_RECURSION, N_ARRAY_HEADERS, REGISTER_STACK_BYTES,
     Context, Frame, Program, VmFunc, decode, decode_hooked, tensor_cache_clear,
 )
 from vmcore.status cimport fail, raise_status, take_error
@@ -121,6 +121,7 @@ cdef void context_free(Context* cx) noexcept nogil:
     free(cx.frames)
     free(cx.args)
     free(cx.tensors.slots)
+    free(cx.functions)
     free(cx.tensors.storages)
     free(cx)
 
@@ -331,7 +332,8 @@ cdef int raise_error(BoundFunction self, Context* cx) except -1:
     cdef Frame* at = cx.frames
     error = take_error()
     while at < cx.frame:
-        frames.append((at.func.index, at.pc - (cx.program.code + cx.code_shift)))
+        # A compiled function has no position: pc -1.
+        frames.append((at.func.index, at.pc - (cx.program.code + cx.code_shift) if at.pc != NULL else -1))
         at += 1
     cx.frame = cx.frames
     cx.depth = 0
@@ -382,6 +384,8 @@ cdef class Machine:
         Whether storages are kept for reuse.
     gil : {"auto", "release", "hold"}
         When calls release the GIL: when the work is worth it, at once, or never.
+    libraries : sequence of Library
+        Where functions are looked up before the registry, and the home of compiled functions.
     """
     cdef Program* program
     cdef dict functions
@@ -392,7 +396,7 @@ cdef class Machine:
     cdef int gil_mode
     cdef object __weakref__
 
-    def __cinit__(self, executable, describe, pooled=True, gil="auto"):
+    def __cinit__(self, executable, describe, pooled=True, gil="auto", libraries=()):
         if gil not in _GIL_MODES:
             raise ValueError(f"gil: expected one of {', '.join(_GIL_MODES)}, got {gil!r}")
         # Verified, decoded and decoded again for hooks are copies: an executable can be changed, also by other threads.
@@ -405,7 +409,9 @@ cdef class Machine:
             debug=getattr(executable, "debug", ()),
         )
         verify_executable(parts)
-        self.program = decode(parts.functions, parts.constants, parts.instr_offset, parts.instr_data, None, pooled)
+        self.program = decode(
+            parts.functions, parts.constants, parts.instr_offset, parts.instr_data, tuple(libraries), pooled
+        )
         parts.constants = None  # the program has them
         self.parts = parts
         self.profile_lock = RLock()
@@ -427,12 +433,12 @@ cdef class Machine:
         if found is not None:
             return found
         for i, info in enumerate(self.parts.functions):
-            if info.name == name and self.program.funcs[i].kind == FUNC_VM:
+            if info.name == name and self.program.funcs[i].kind != FUNC_PACKED:
                 names = tuple(info.param_names) or tuple(f"arg{k}" for k in range(info.num_args))
                 found = make_bound(self.program, &self.program.funcs[i], name, names, self.describe, self.gil_mode)
                 self.functions[name] = found
                 return found
-        known = ", ".join(info.name for info in self.parts.functions if info.kind == FUNC_VM)
+        known = ", ".join(info.name for info in self.parts.functions if info.kind != FUNC_PACKED)
         raise errors.FunctionNotFoundError(f"the executable has no function {name!r}; it has: {known}")
 
     def set_instrument(self, instrument):

@@ -22,6 +22,7 @@ enum {
   I_CALL_PYTHON,
   I_CALL_VM,       /* push a frame */
   I_CALL_CLOSURE,  /* vm.builtin.invoke_closure */
+  I_CALL_NATIVE,   /* a compiled function of a library */
   I_COPY,          /* R[a] := R[b] */
   I_LOAD,          /* R[a] := literal ~b */
   I_NULL,          /* R[a] := none */
@@ -62,12 +63,16 @@ typedef struct AllocSite {
 
 enum { FUNC_PACKED = 0, FUNC_VM = 1, FUNC_NATIVE = 2 };
 
+/* In the function list of compiled functions: a function of the program (its index) that no closure was made for yet. */
+#define FUNCTION_MARKER ((uint64_t)1 << 32 | VT_CLOSURE)
+
 struct VmFunc {
   Insn *code;
   int32_t kind, index;
   int32_t n_params, n_regs;
   int64_t start, end;  /* its instructions in the executable, half open */
   FunctionObj *packed; /* owned; NULL unless FUNC_PACKED */
+  PackedFn native;     /* the library's function; NULL unless FUNC_NATIVE */
 };
 
 /* Everything a program needs to run. An Object, because closures keep it alive without the GIL. */
@@ -112,6 +117,10 @@ typedef struct Context {
   int64_t budget_ns;    /* estimated work until the next poll */
   int32_t gil_mode;
   int32_t depth;        /* nested hooked calls */
+  int32_t native_depth; /* nested compiled functions */
+  int32_t made_functions; /* `functions` holds closures */
+  Value *functions;     /* of compiled functions: this context, then one entry per function; NULL until needed */
+  Value *top;           /* first free register above a running compiled function, NULL outside of one */
   int64_t code_shift;   /* added to VmFunc.code: 0, or where hooked_code lies */
   int64_t polled_ns;    /* when signals were last looked at */
   TensorCache tensors;

@@ -6,9 +6,10 @@ from vmcore.value cimport FunctionObj, Object, PackedFn, StorageObj, TensorObj, 
 cdef extern from "vmcore/program.h" nogil:
     enum:
         I_RET, I_RET_CLEAR_ALL, I_GOTO, I_GOTO_BACK, I_IF, I_CALL, I_CALL_SPECIAL, I_CALL_PYTHON
-        I_CALL_VM, I_CALL_CLOSURE, I_COPY, I_LOAD, I_NULL, I_TUPLE_GET, I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL_HOOKED
+        I_CALL_VM, I_CALL_CLOSURE, I_CALL_NATIVE, I_COPY, I_LOAD, I_NULL, I_TUPLE_GET, I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL_HOOKED
     enum:
         FUNC_PACKED, FUNC_VM, FUNC_NATIVE
+    const uint64_t FUNCTION_MARKER
     enum:
         GIL_AUTO, GIL_RELEASE, GIL_HOLD
     enum:
@@ -49,6 +50,7 @@ cdef extern from "vmcore/program.h" nogil:
         int32_t n_params, n_regs
         int64_t start, end
         FunctionObj* packed
+        PackedFn native
 
     ctypedef struct Program:
         Object head
@@ -86,6 +88,10 @@ cdef extern from "vmcore/program.h" nogil:
         int64_t budget_ns
         int32_t gil_mode
         int32_t depth
+        int32_t native_depth
+        int32_t made_functions
+        Value* functions
+        Value* top
         int64_t code_shift
         int64_t polled_ns
         TensorCache tensors
@@ -104,9 +110,9 @@ cdef extern from "vmcore/program.h" nogil:
 
 
 cdef Program* decode(
-    list functions, list constants, const int64_t[::1] offsets, const int64_t[::1] words, object resolve, bint pooled
+    list functions, list constants, const int64_t[::1] offsets, const int64_t[::1] words, tuple libraries, bint pooled
 ) except NULL
-"""A program ready to run, with one reference. Verifies first; raises VerifyError, LinkError or MemoryError."""
+"""A program ready to run, with one reference. Names are looked up in `libraries`, in order, then in the registry. Verifies first; raises VerifyError, LinkError or MemoryError."""
 
 cdef int decode_hooked(Program* program, const int64_t[::1] offsets, const int64_t[::1] words) except -1
 """Fills `hooked_code`, for instruments."""

@@ -12,6 +12,7 @@ from vmcore.isa cimport (
     ARG_CONSTANT, ARG_IMMEDIATE, ARG_REGISTER, CALL_WORDS, ISA_VM_REGISTER, ISA_VOID_REGISTER, OP_CALL, OP_GOTO, OP_IF,
     OP_RET, isa_arg_kind, isa_arg_value,
 )
+from vmcore.library cimport Library
 from vmcore.objects cimport ShapeObj, tensor_new, tensor_set_shape, to_value
 from vmcore.registry cimport registry_get
 from vmcore.storage cimport Allocator, allocator_is_pooled, allocator_new, allocator_release
@@ -22,6 +23,9 @@ from vmcore.value cimport (
 )
 
 from vmcore import errors
+
+cdef extern from "vmcore/foreign.h" nogil:
+    int value_align(Value* v, int depth)
 
 cdef extern from *:
     int __builtin_popcountll(uint64_t x) noexcept nogil
@@ -82,7 +86,7 @@ cdef void program_delete(void* self, int how) noexcept nogil:
 
 
 cdef Program* decode(
-    list functions, list constants, const int64_t[::1] offsets, const int64_t[::1] words, object resolve, bint pooled
+    list functions, list constants, const int64_t[::1] offsets, const int64_t[::1] words, tuple libraries, bint pooled
 ) except NULL:
     cdef Program* program = <Program*>calloc(1, sizeof(Program))
     if program == NULL:
@@ -95,7 +99,7 @@ cdef Program* decode(
         if program.allocator == NULL or program.funcs == NULL or program.code == NULL:
             raise MemoryError(f"decode: no memory for {offsets.shape[0]} instructions")
         program.n_code = offsets.shape[0]
-        link(program, functions, resolve)
+        link(program, functions, libraries)
         decode_code(program, constants, offsets, words, program.code)
     except BaseException:
         object_release(program)
@@ -123,10 +127,28 @@ cdef int decode_hooked(Program* program, const int64_t[::1] offsets, const int64
     return 0
 
 
-cdef int link(Program* program, list functions, object resolve) except -1:
+cdef FunctionObj* find_packed(str name, tuple libraries) except? NULL:
+    """The function called `name` with one more reference; libraries shadow the registry."""
+    cdef FunctionObj* found
+    for library in libraries:
+        found = (<Library?>library).find(name)
+        if found != NULL:
+            return found
+    return registry_get(name)
+
+
+cdef PackedFn find_compiled(str name, tuple libraries) except? NULL:
+    cdef PackedFn found
+    for library in libraries:
+        found = (<Library?>library).find_compiled(name)
+        if found != NULL:
+            return found
+    return NULL
+
+
+cdef int link(Program* program, list functions, tuple libraries) except -1:
     """Fills the function table; every external name must be found, and all that are not are named at once."""
     cdef VmFunc* func
-    cdef FunctionObj* found
     cdef list missing = []
     for index, info in enumerate(functions):
         func = &program.funcs[index]
@@ -138,16 +160,18 @@ cdef int link(Program* program, list functions, object resolve) except -1:
         func.start = info.start_instr
         func.end = info.end_instr
         if func.kind == FUNC_PACKED:
-            found = registry_get(info.name)
-            if found == NULL:
+            func.packed = find_packed(info.name, libraries)
+            if func.packed == NULL:
                 missing.append(info.name)
-            func.packed = found
         elif func.kind == FUNC_VM:
             func.code = program.code + func.start
         else:
-            raise errors.LinkError(
-                f"link: '{info.name}' is a compiled function (VMTIR); this program comes without its library"
-            )
+            func.native = find_compiled(info.name, libraries)
+            if func.native == NULL:
+                raise errors.LinkError(
+                    f"link: '{info.name}' is a compiled function, and none of the {len(libraries)} libraries given has "
+                    "it; pass the one that does: VirtualMachine(..., libraries=[pyvm.load_library(path)])"
+                )
     if missing:
         names = ", ".join(repr(name) for name in missing)
         raise errors.FunctionNotFoundError(
@@ -184,11 +208,15 @@ cdef class LiteralPool:
         self.program.n_literals += 1
         return index
 
-    cdef int add_constants(self, list constants) except -1:
+    cdef int add_constants(self, list constants, bint foreign) except -1:
+        """`foreign`: compiled functions read the constants, so that tensors must be aligned."""
         cdef Value v
         for constant in constants:
             to_value(constant, &v)
             if value_type(&v) == VT_TENSOR:
+                if foreign and value_align(&v, 0) < 0:
+                    value_clear(&v)
+                    raise MemoryError("decode: no memory for an aligned copy of a constant")
                 (<TensorObj*>value_ptr(&v)).head.flags |= OBJ_READONLY
             try:
                 self.append(&v)
@@ -253,7 +281,7 @@ cdef int decode_code(
         pool.capacity = program.n_literals
         rebuild_index(pool)
     else:
-        pool.add_constants(constants)
+        pool.add_constants(constants, has_kind(program, FUNC_NATIVE))
     for f in range(program.n_funcs):
         if program.funcs[f].kind != FUNC_VM:
             continue
@@ -278,6 +306,14 @@ cdef int decode_code(
                 insn.b = words[at + 2] * <int64_t>sizeof(Insn)
         list_clears(pool, program, &program.funcs[f], code, offsets, words, end, hooked)
     return 0
+
+
+cdef bint has_kind(Program* program, int kind) noexcept:
+    cdef int32_t f
+    for f in range(program.n_funcs):
+        if program.funcs[f].kind == kind:
+            return True
+    return False
 
 
 cdef int rebuild_index(LiteralPool pool) except -1:
@@ -318,8 +354,8 @@ cdef int decode_call(
         insn.op = I_CALL_HOOKED
         insn.n = is_special
         return 0
-    if callee.kind == FUNC_VM:
-        insn.op = I_CALL_VM
+    if callee.kind != FUNC_PACKED:
+        insn.op = I_CALL_VM if callee.kind == FUNC_VM else I_CALL_NATIVE
         return 0
     opcode = builtin_opcode(callee.packed.fn)
     if opcode != I_CALL and specialise(program, insn, site, opcode):
@@ -341,6 +377,8 @@ cdef bint specialise(Program* program, Insn* insn, CallSite* site, int opcode) e
     if opcode == I_CALL_CLOSURE:
         if n < 2 or not literal_is(program, args[0], VT_OPAQUE_PTR):
             return False
+        if literal_is(program, args[1], VT_CLOSURE):
+            return specialise_direct_call(program, insn, site)
         insn.op = I_CALL_CLOSURE
         return True
     if site.dst < 0:
@@ -384,6 +422,25 @@ cdef bint specialise(Program* program, Insn* insn, CallSite* site, int opcode) e
     if opcode == I_ALLOC_TENSOR and 4 <= n <= 5:
         return specialise_alloc_tensor(program, insn, site)
     return False
+
+
+cdef bint specialise_direct_call(Program* program, Insn* insn, CallSite* site) except -1:
+    """invoke_closure of a function of this program is a plain call of it; with a wrong arity the builtin raises."""
+    cdef VmFunc* callee = &program.funcs[program.literals[~site.args[1]].bits]
+    cdef CallSite* direct
+    cdef int32_t i
+    if site.n_args - 2 != callee.n_params:
+        return False
+    direct = <CallSite*>arena_alloc(&program.sites, sizeof(CallSite) + callee.n_params * sizeof(int32_t))
+    for i in range(callee.n_params):
+        direct.args[i] = site.args[i + 2]
+    direct.n_args = callee.n_params
+    direct.dst = site.dst
+    direct.func_index = callee.index
+    direct.callee = callee
+    insn.p = direct
+    insn.op = I_CALL_VM if callee.kind == FUNC_VM else I_CALL_NATIVE
+    return True
 
 
 cdef int64_t shape_bytes(ShapeObj* shape, VmDataType dtype) noexcept:

@@ -139,6 +139,82 @@ def remove_global_func(name):
     del _functions[name]
 
 
+# ---- builtins that call functions by name ----------------------------------------------------------------------------
+
+cdef dict _py_functions = {}
+
+
+def register_py_func(name, f):
+    """Makes a callable available to `vm.builtin.call_py_func` under `name`, replacing what has the name.
+
+    These names are apart from those of `register_func`. Raises TypeError if the name is no str or `f` not callable.
+    """
+    if not isinstance(name, str):
+        raise errors.ArgumentTypeError(f"register_py_func: the name must be a string, got {type(name).__name__}")
+    if not callable(f):
+        raise errors.ArgumentTypeError(f"register_py_func: {name!r} must be callable, got {type(f).__name__}")
+    _py_functions[name] = f
+
+
+def get_py_func(name):
+    """The function that `register_py_func` entered as `name`; raises InternalError if there is none."""
+    if not isinstance(name, str):
+        raise errors.ArgumentTypeError(f"get_py_func: the name must be a string, got {type(name).__name__}")
+    if name not in _py_functions:
+        raise errors.InternalError(f"Python function {name!r} not found in registry")
+    return _py_functions[name]
+
+
+def clear_py_func_registry():
+    """Forgets all functions of `register_py_func`."""
+    _py_functions.clear()
+
+
+def _call_py_func(*args):
+    """vm.builtin.call_py_func((name, args)): the registered function on args, which arrive as one tuple."""
+    if len(args) != 1:
+        raise errors.InternalError(f"vm.builtin.call_py_func expects 1 argument, a tuple, got {len(args)}")
+    if type(args[0]) is not tuple:
+        raise errors.ArgumentTypeError(f"vm.builtin.call_py_func expects a tuple, got {type(args[0]).__name__}")
+    if len(args[0]) != 2:
+        raise errors.InternalError(f"vm.builtin.call_py_func: expected (name, args), got a tuple of {len(args[0])}")
+    name, values = args[0]
+    if type(values) is not tuple:
+        raise errors.ArgumentTypeError(f"vm.builtin.call_py_func: args must be a tuple, got {type(values).__name__}")
+    return get_py_func(name)(*values)
+
+
+def _invoke_debug_func(*args):
+    """vm.builtin.invoke_debug_func(effect, name, line, args...): f(line, args...) for its effect; gives `effect` back."""
+    if len(args) < 3:
+        raise errors.InternalError(f"vm.builtin.invoke_debug_func expects at least 3 arguments, got {len(args)}")
+    effect, name = args[:2]
+    if type(effect) in (bool, int, float):
+        raise errors.ArgumentTypeError(
+            f"vm.builtin.invoke_debug_func: argument #0: expected an object, got {type(effect).__name__}"
+        )
+    if not isinstance(name, str):
+        raise errors.ArgumentTypeError(
+            f"vm.builtin.invoke_debug_func: argument #1: expected string, got {type(name).__name__}"
+        )
+    found = find(name)
+    if found is None:
+        raise errors.InternalError(f"vm.builtin.invoke_debug_func: {name!r} is not a global function")
+    found(*args[2:])
+    return effect
+
+
+cdef int add_python(str name, object f) except -1:
+    _functions[name] = named(&function_from_callable(f).head, name)
+    return 0
+
+
+add_python("vm.builtin.register_py_func", register_py_func)
+add_python("vm.builtin.get_py_func", get_py_func)
+add_python("vm.builtin.clear_py_func_registry", clear_py_func_registry)
+add_python("vm.builtin.call_py_func", _call_py_func)
+add_python("vm.builtin.invoke_debug_func", _invoke_debug_func)
+
 cdef int _n_builtins = 0
 cdef const KernelEntry* _builtins = builtin_table(&_n_builtins)
 add_table(_builtins, _n_builtins)

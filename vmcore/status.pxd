@@ -6,6 +6,9 @@ cdef int fail(int kind, const char* message) noexcept nogil
 
 cdef int last_error_kind() noexcept nogil
 
+cdef const char* last_error_text() noexcept nogil
+"""The message of the stored error; valid until the next one in this thread."""
+
 cdef struct SavedError:
     int kind
     char[1024] text

@@ -79,6 +79,10 @@ cdef int last_error_kind() noexcept nogil:
     return vm_error_slot.kind
 
 
+cdef const char* last_error_text() noexcept nogil:
+    return vm_error_slot.text
+
+
 cdef void save_error(SavedError* saved) noexcept nogil:
     saved.kind = vm_error_slot.kind
     if saved.kind != ERR_NONE:

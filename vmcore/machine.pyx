@@ -372,6 +372,12 @@ slow_raise = raise_error
 _GIL_MODES = {"auto": GIL_AUTO, "release": GIL_RELEASE, "hold": GIL_HOLD}
 
 
+cdef object copy_info(object info):
+    info = copy(info)
+    info.param_names = list(info.param_names)
+    return info
+
+
 cdef class Machine:
     """An executable made ready to run: verified, linked and decoded. May be called from many threads at once.
 
@@ -401,7 +407,7 @@ cdef class Machine:
             raise ValueError(f"gil: expected one of {', '.join(_GIL_MODES)}, got {gil!r}")
         # Verified, decoded and decoded again for hooks are copies: an executable can be changed, also by other threads.
         parts = SimpleNamespace(
-            functions=[copy(info) for info in executable.functions],
+            functions=[copy_info(info) for info in executable.functions],
             constants=list(executable.constants),
             instr_offset=np.array(executable.instr_offset, np.int64),
             instr_data=np.array(executable.instr_data, np.int64),

@@ -19,6 +19,7 @@ from vmcore.value cimport (
 )
 import numpy as np
 
+from vmcore import errors
 from vmcore.types import DataType, Device, Shape
 
 cdef object _DataType = DataType
@@ -753,7 +754,7 @@ cdef object from_value(const Value* v):
         opaque = OpaqueObject.__new__(OpaqueObject)
         opaque.obj = <Object*>value_ptr(v)
         return opaque
-    raise TypeError(f"a value of kind '{value_kind_name(v).decode()}' cannot leave the virtual machine")
+    raise errors.ArgumentTypeError(f"a value of kind '{value_kind_name(v).decode()}' cannot leave the virtual machine")
 
 
 cdef int MAX_NESTING = 200
@@ -766,7 +767,7 @@ cdef object array_to_tuple(ArrayObj* array, int depth, dict made):
     cdef list items = []
     cdef object key
     if depth >= MAX_NESTING:
-        raise RecursionError(f"a tuple nested more than {MAX_NESTING} deep cannot become a Python tuple")
+        raise errors.RecursionLimitError(f"a tuple nested more than {MAX_NESTING} deep cannot become a Python tuple")
     for i in range(array.size):
         if value_type(&array.data[i]) == VT_ARRAY:
             key = <size_t>value_ptr(&array.data[i])

@@ -22,10 +22,12 @@ typedef void (*GemmTile)(int64_t K, const void *a, int64_t lda, const void *b, i
 typedef struct GemmTiles {
   int rows;  /* tallest tile */
   int lanes; /* elements of one vector; a panel is two vectors wide */
+  void (*pack)(const void *b, int64_t ldb, int64_t kc, int64_t n, void *panels);
   GemmTile tile[GEMM_MAX_ROWS + 1][2];
 } GemmTiles;
 
 #define GEMM_KC 512 /* most rows of B in one block: a tile of A (14 x KC) stays in L1 */
+#define GEMM_IN_PLACE_BYTES (256 * 1024) /* a B up to this size is in cache already: a few rows of A use it in place */
 #define GEMM_BLOCK_BYTES (448 * 1024) /* one packed block of B: stays in L2 */
 
 #endif

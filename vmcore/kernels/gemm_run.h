@@ -223,10 +223,6 @@ static void gemm_block(const GemmTiles *t, int64_t es, int64_t M, int64_t n, int
           for (int64_t k = k0; k < k1; ++k) \
             for (int64_t j = w; j < width; ++j) panels[k * width + j] = 0; \
         } \
-      } else if (w == width && width * sizeof(T) == 128) { \
-        for (int64_t k = 0; k < kc; ++k) memcpy(panels + k * width, b + k * ldb + j0, 128); \
-      } else if (w == width && width * sizeof(T) == 64) { \
-        for (int64_t k = 0; k < kc; ++k) memcpy(panels + k * width, b + k * ldb + j0, 64); \
       } else { \
         for (int64_t k = 0; k < kc; ++k) { \
           const T *src = b + k * ldb + j0; \
@@ -240,8 +236,13 @@ static void gemm_block(const GemmTiles *t, int64_t es, int64_t M, int64_t n, int
 GEMM_DEFINE_PACK(float, gemm_pack_f32)
 GEMM_DEFINE_PACK(double, gemm_pack_f64)
 
-static void gemm_pack(int64_t es, char *panels, const char *b, int64_t ldb, int trans, int64_t kc, int64_t n,
-                      int64_t width) {
+static void gemm_pack(const GemmTiles *t, int64_t es, char *panels, const char *b, int64_t ldb, int trans, int64_t kc,
+                      int64_t n) {
+  int64_t width = 2 * t->lanes, whole = trans ? 0 : n / width * width;
+  if (whole) {
+    t->pack(b, ldb, kc, whole, panels);
+    panels += whole * kc * es, b += whole * es, n -= whole;
+  }
   if (es == 4) gemm_pack_f32((float *)panels, (const float *)b, ldb, trans, kc, n, width);
   else gemm_pack_f64((double *)panels, (const double *)b, ldb, trans, kc, n, width);
 }
@@ -266,7 +267,7 @@ static void gemm_plan(const GemmTiles *t, int64_t es, int trans_a, int trans_b, 
   p->kc = blocks ? (K + blocks - 1) / blocks : 0;
   int64_t per_block = GEMM_BLOCK_BYTES / ((p->kc ? p->kc : 1) * es) / width * width;
   p->nc = per_block < width ? width : per_block;
-  p->direct = !trans_b && M <= 2 * t->rows;
+  p->direct = !trans_b && M <= 2 * t->rows && K * N * es <= GEMM_IN_PLACE_BYTES;
   if (p->direct) p->kc = K; /* C is written once */
   p->use_slab = trans_a || alpha != 1.0 || (gemm_stride_clashes(lda, es) && M > 4);
   int64_t n = (gemm_min(N, p->nc) + width - 1) / width * width;
@@ -289,10 +290,10 @@ static void gemm_run(const GemmTiles *t, const GemmPlan *p, int64_t es, int tran
   e.accumulate = beta != 0.0;
   if (p->direct) {
     int64_t whole = N / width * width;
-    if (whole)
-      gemm_block(t, es, M, whole, K, a, lda, trans_a, alpha, b, ldb, width * es, c, ldc, &e, 0, 0, slab, 0);
+    for (int64_t j = 0; j < whole; j += width) /* one panel at a time, so that it comes from memory once */
+      gemm_block(t, es, M, width, K, a, lda, trans_a, alpha, b + j * es, ldb, 0, c + j * es, ldc, &e, 0, j, slab, 0);
     if (N > whole) {
-      gemm_pack(es, panels, b + whole * es, ldb, 0, K, N - whole, width);
+      gemm_pack(t, es, panels, b + whole * es, ldb, 0, K, N - whole);
       gemm_block(t, es, M, N - whole, K, a, lda, trans_a, alpha, panels, width, 0, c + whole * es, ldc, &e, 0, whole,
                  slab, 0);
     }
@@ -305,7 +306,7 @@ static void gemm_run(const GemmTiles *t, const GemmPlan *p, int64_t es, int tran
       GemmEpilogue part = e;
       part.accumulate = e.accumulate || k0 > 0;
       if (k0 + kc < K) part.row_bias = part.col_bias = NULL, part.relu = 0;
-      gemm_pack(es, panels, b + (trans_b ? n0 * ldb + k0 : k0 * ldb + n0) * es, ldb, trans_b, kc, n, width);
+      gemm_pack(t, es, panels, b + (trans_b ? n0 * ldb + k0 : k0 * ldb + n0) * es, ldb, trans_b, kc, n);
       gemm_block(t, es, M, n, kc, a + (trans_a ? k0 * lda : k0) * es, lda, trans_a, alpha, panels, width,
                  kc * width * es, c + n0 * es, ldc, &part, 0, n0, slab, n0 + n == N);
       k0 += kc;

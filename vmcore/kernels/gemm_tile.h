@@ -11,6 +11,7 @@
 typedef TILE_T TILE_NAME(vec) __attribute__((vector_size(TILE_W * sizeof(TILE_T)), aligned(sizeof(TILE_T)), may_alias));
 typedef TILE_I TILE_NAME(ivec) __attribute__((vector_size(TILE_W * sizeof(TILE_T))));
 
+#define TILE_AHEAD 16 /* rows of B that are fetched ahead: where B is read in place, each lies in a page of its own */
 #define TILE_UNROLL _Pragma("GCC unroll 16")
 #define TILE_ROW(i) \
   ((const TILE_T *)((i) < 3   ? a0 + (i) * lda \
@@ -22,6 +23,7 @@ typedef TILE_I TILE_NAME(ivec) __attribute__((vector_size(TILE_W * sizeof(TILE_T
   { \
     TILE_NAME(vec) bv[V]; \
     TILE_UNROLL for (int j = 0; j < V; ++j) bv[j] = *(const TILE_NAME(vec) *)(b + TILE_W * j); \
+    TILE_UNROLL for (int j = 0; j < V; ++j) __builtin_prefetch(b + TILE_AHEAD * ldb + TILE_W * j); \
     TILE_UNROLL for (int i = 0; i < M; ++i) { \
       TILE_T x = TILE_ROW(i)[step]; \
       TILE_UNROLL for (int j = 0; j < V; ++j) acc[i][j] += x * bv[j]; \
@@ -75,9 +77,27 @@ TILE_BOTH(5) TILE_BOTH(6)
 TILE_BOTH(7) TILE_BOTH(8) TILE_BOTH(9) TILE_BOTH(10) TILE_BOTH(11) TILE_BOTH(12) TILE_BOTH(13) TILE_BOTH(14)
 #endif
 
+/* Packs whole panels: b[0:kc, 0:n], n a multiple of two vectors, into [panel][kc][2 * TILE_W]. Eight rows at a time, the
+ * next eight on their way: B usually comes from memory, each row from a page of its own. */
+TILE_ATTR static void TILE_NAME(pack)(const void *b_, int64_t ldb, int64_t kc, int64_t n, void *panels_) {
+  const TILE_T *b = (const TILE_T *)b_;
+  for (int64_t k0 = 0; k0 < kc; k0 += 8, b += 8 * ldb) {
+    int64_t rows = kc - k0 < 8 ? kc - k0 : 8;
+    TILE_T *o = (TILE_T *)panels_ + k0 * 2 * TILE_W;
+    for (int64_t j = 0; j < n; j += 2 * TILE_W, o += (kc - rows) * 2 * TILE_W)
+      for (int64_t k = 0; k < rows; ++k, o += 2 * TILE_W) {
+        const TILE_T *src = b + k * ldb + j;
+        __builtin_prefetch(src + 8 * ldb);
+        __builtin_prefetch(src + 8 * ldb + TILE_W);
+        *(TILE_NAME(vec) *)o = *(const TILE_NAME(vec) *)src;
+        *(TILE_NAME(vec) *)(o + TILE_W) = *(const TILE_NAME(vec) *)(src + TILE_W);
+      }
+  }
+}
+
 #define TILE_ENTRY(M) {TILE_NAME(tile_##M##x1), TILE_NAME(tile_##M##x2)},
 static const GemmTiles TILE_NAME(tiles) = {
-    TILE_ROWS, TILE_W, {{0, 0}, TILE_ENTRY(1) TILE_ENTRY(2) TILE_ENTRY(3) TILE_ENTRY(4)
+    TILE_ROWS, TILE_W, TILE_NAME(pack), {{0, 0}, TILE_ENTRY(1) TILE_ENTRY(2) TILE_ENTRY(3) TILE_ENTRY(4)
 #if TILE_ROWS >= 6
     TILE_ENTRY(5) TILE_ENTRY(6)
 #endif
@@ -92,6 +112,7 @@ static const GemmTiles TILE_NAME(tiles) = {
 #undef TILE_ATTR
 #undef TILE_W
 #undef TILE_ROWS
+#undef TILE_AHEAD
 #undef TILE_UNROLL
 #undef TILE_ROW
 #undef TILE_STEP

@@ -185,14 +185,16 @@ def _call_py_func(*args):
 
 
 def _invoke_debug_func(*args):
-    """vm.builtin.invoke_debug_func(effect, name, line, args...): f(line, args...) for its effect; gives `effect` back."""
+    """vm.builtin.invoke_debug_func(None, name, line, args...): the global function on (line, args...); gives None."""
     if len(args) < 3:
         raise errors.InternalError(f"vm.builtin.invoke_debug_func expects at least 3 arguments, got {len(args)}")
     effect, name = args[:2]
     if type(effect) in (bool, int, float):
         raise errors.ArgumentTypeError(
-            f"vm.builtin.invoke_debug_func: argument #0: expected an object, got {type(effect).__name__}"
+            f"vm.builtin.invoke_debug_func: argument #0: expected None, got {type(effect).__name__}"
         )
+    if effect is not None:
+        raise errors.ArgumentValueError("vm.builtin.invoke_debug_func: argument #0: an effect is lowered to None")
     if not isinstance(name, str):
         raise errors.ArgumentTypeError(
             f"vm.builtin.invoke_debug_func: argument #1: expected string, got {type(name).__name__}"
@@ -201,7 +203,6 @@ def _invoke_debug_func(*args):
     if found is None:
         raise errors.InternalError(f"vm.builtin.invoke_debug_func: {name!r} is not a global function")
     found(*args[2:])
-    return effect
 
 
 cdef int add_python(str name, object f) except -1:

@@ -135,8 +135,11 @@ def _body_of_operator(
     versions = [version for version in schema.context_dependent_function_opset_versions if version <= opset]
     if versions:
         types = [value.SerializeToString() for value in input_types()]
-        body = schema.get_context_dependent_function_with_opset_version(max(versions), node.SerializeToString(), types)
-        function.ParseFromString(body)
+        make_body = schema.get_context_dependent_function_with_opset_version
+        try:
+            function.ParseFromString(make_body(max(versions), node.SerializeToString(), types))
+        except (ValueError, RuntimeError) as error:
+            raise FrontendError(f"{node.op_type}-{opset} (node {node.name!r}) cannot be expanded: {error}") from error
     if not function.node:
         raise FrontendError(f"{node.op_type}-{opset} (node {node.name!r}) is not defined for these types of inputs")
     return function, max(versions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from pyvm.ir import (
     TensorStructInfo,
     Tuple,
     Var,
+    prove_equal,
 )
 from pyvm.op.registry import get_op
 from vmcore.errors import CompileError, FrontendError, InternalError
@@ -301,10 +303,24 @@ class GraphImporter:
 
     def emit(self, expr: Expr, hint: str = "") -> Var:
         """`expr` bound to a new variable."""
+        if not isinstance(expr, Call) or expr.op is not _RESHAPE:
+            return self.builder.emit(expr, hint)
+        self._check_element_count(expr)
         var = self.builder.emit(expr, hint)
-        if isinstance(expr, Call) and expr.op is _RESHAPE and id(expr.args[0]) in self._borrowed:
+        if id(expr.args[0]) in self._borrowed:
             self._borrowed.add(id(var))
         return var
+
+    def _check_element_count(self, call: Call) -> None:
+        """A view may be smaller than what it looks at; the result of Reshape may not, which is checked at run time."""
+        source, target = call.args[0].struct_info, call.struct_info
+        if not isinstance(source, TensorStructInfo) or not isinstance(target, TensorStructInfo):
+            return
+        if source.shape is None or target.shape is None:
+            return
+        before, after = math.prod(source.shape), math.prod(target.shape)
+        if prove_equal(before, after) is None:
+            self.match_cast(ShapeExpr([after]), ShapeStructInfo([before]))
 
     def match_cast(self, expr: Expr, info: StructInfo) -> Var:
         """`expr` bound to a new variable, checked at run time to be what `info` says."""

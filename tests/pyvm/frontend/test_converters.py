@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pyvm.errors import FrontendError
+import pyvm
+from pyvm.errors import FrontendError, ShapeMismatchError
 from pyvm.frontend.onnx import from_onnx
 from tests.pyvm.frontend.checking import check, model
 
@@ -133,6 +134,22 @@ def test_one_hot_of_a_known_depth() -> None:
         y = OneHot(i, depth, values)
     }"""
     check(model(text, 11), {"i": np.array([0, 4, -1, -5, 2])})
+
+
+@pytest.mark.parametrize(("shape", "target"), [((2, 3), [4]), ((2, 3), [4, -1]), ((5, 2), [3, 3]), ((1, 2), [-1, 3])])
+def test_reshape_to_another_number_of_elements(shape: tuple[int, int], target: list[int]) -> None:
+    """Found out when it runs, if the shape is an input, and also if it is a constant and the data's size is not."""
+    x = {"x": random(*shape)}
+    constant = f"<int64[{len(target)}] p = {{{', '.join(map(str, target))}}}>"
+    symbols = ", ".join("ABC"[: len(target)])
+    for given in (True, False):
+        inputs, initializer = (", int64[Q] p", "") if given else ("", constant)
+        proto = model(f"g (float[N, M] x{inputs}) => (float[{symbols}] y) {initializer} {{ y = Reshape(x, p) }}")
+        if given:
+            proto.graph.input[1].type.tensor_type.shape.dim[0].dim_value = len(target)
+        main = pyvm.VirtualMachine(pyvm.compile(proto))["main"]
+        with pytest.raises(ShapeMismatchError, match="Reshape-17"):
+            main(*x.values(), *([np.array(target)] if given else []))
 
 
 def test_expand_to_another_symbol() -> None:

@@ -201,7 +201,7 @@ def _invoke_debug_func(*args):
         )
     found = find(name)
     if found is None:
-        raise errors.InternalError(f"vm.builtin.invoke_debug_func: {name!r} is not a global function")
+        raise errors.ArgumentValueError(f"vm.builtin.invoke_debug_func: cannot find global function {name!r}")
     found(*args[2:])
 
 

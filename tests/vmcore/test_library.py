@@ -77,7 +77,7 @@ def test_scalars_and_strings(library: Library) -> None:
 
 @pytest.mark.parametrize("value", [pyvm.Shape((1, 2)), (1, 2), len, object(), pyvm.get_global_func])
 def test_no_other_object_reaches_a_library(library: Library, value: Any) -> None:
-    with pytest.raises(errors.ArgumentTypeError, match=r"lib_kinds: argument #1: .* takes tensors, scalars and strings"):
+    with pytest.raises(errors.ArgumentTypeError, match="lib_kinds: argument #1: .* takes tensors"):
         library["lib_kinds"](1, value)
 
 

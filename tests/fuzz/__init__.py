@@ -1,0 +1,1 @@
+"""Mutated executables, loaded and run: only typed errors may come out."""

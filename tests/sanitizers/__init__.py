@@ -1,0 +1,1 @@
+"""Builds with the compiler's sanitizers, and what is run under them."""

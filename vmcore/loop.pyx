@@ -65,6 +65,8 @@ cdef extern from *:
     }
     """
     int64_t CALL_NS
+    bint likely(bint condition) nogil  # Cython's own macro
+    void __builtin_unreachable() nogil
     int64_t SIGNAL_INTERVAL_NS
     int64_t vm_deadline_ns
     int vm_native_depth
@@ -355,25 +357,32 @@ cdef int call_native(Context* cx, VmFunc* func, Value* params, Value* out) noexc
     return status
 
 
+cdef inline int push_args(
+    Context* cx, CallSite* site, bint special, const Value* base, Value* params
+) noexcept nogil:
+    """params := the arguments of a call, owned. `special`: there are markers among them. On failure params are none."""
+    cdef const Value* literals = cx.program.literals
+    cdef const Value* v
+    cdef int32_t k
+    for k in range(site.n_args):
+        v = operand_at(base, literals, site.args[k])
+        if not special:
+            value_retain(v)
+        value_copy(params + k, v)
+    return own_special(cx, site, params) if special else 0
+
+
 cdef int enter_native(
     Context* cx, VmFunc* func, Insn* pc, CallSite* site, Value* base, Value* ret
 ) noexcept nogil:
     """A Call of a compiled function from the frame that cx.frame is free for; ret := its result."""
     cdef Frame* mine = cx.frame
     cdef Value* params = base + func.n_regs
-    cdef int32_t k
-    cdef bint special = False
     if mine + 1 >= cx.frames_end or params + site.callee.n_regs > cx.stack_end:
         return recursion_error()
     if before_call(cx) != 0:
         return -1
-    for k in range(site.n_args):
-        value_copy(params + k, operand_at(base, cx.program.literals, site.args[k]))
-        if value_type(params + k) == VT_CLOSURE or value_type(params + k) == VT_OPAQUE_PTR:
-            special = True
-        else:
-            value_retain(params + k)
-    if special and own_special(cx, site, base, params) != 0:
+    if push_args(cx, site, pc.n, base, params) != 0:
         return -1
     return finish_native(cx, func, pc, site, base, ret)
 
@@ -497,10 +506,9 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             if value_type(v) != VT_INT and value_type(v) != VT_BOOL:
                 fail_format(fail, ERR_TYPE, "If: the condition must be int or bool, got %s", value_kind_name(v))
                 break
-            if v.bits != 0:
-                pc += 1
-            else:
-                pc = <Insn*>(<char*>pc + pc.b)
+            pc += 1
+            if not likely(v.bits != 0):
+                pc = <Insn*>(<char*>(pc - 1) + (pc - 1).b)
         elif pc.op == I_GOTO:
             pc = <Insn*>(<char*>pc + pc.b)
         elif pc.op == I_GOTO_BACK:
@@ -516,14 +524,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
                 break
             if before_call(cx) != 0:
                 break
-            n = 0
-            for k in range(site.n_args):
-                value_copy(next_base + k, operand_at(base, literals, site.args[k]))
-                if value_type(next_base + k) == VT_CLOSURE or value_type(next_base + k) == VT_OPAQUE_PTR:
-                    n = 1
-                else:
-                    value_retain(next_base + k)
-            if n and own_special(cx, site, base, next_base) != 0:
+            if push_args(cx, site, pc.n, base, next_base) != 0:
                 break
             fr.pc = pc
             fr.base = base
@@ -665,7 +666,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             else:
                 value_reset(&cx.tensors, &ret)
             pc += 1
-        else:  # I_CALL_HOOKED: the decoder writes no other opcode
+        elif pc.op == I_CALL_HOOKED:
             cx.frame = fr
             if call_hooked(cx, func, pc, base, &ret) != 0:
                 break
@@ -674,6 +675,8 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             else:
                 value_reset(&cx.tensors, &ret)
             pc += 1
+        else:
+            __builtin_unreachable()  # the decoder writes no other opcode
     unwind(cx, entry, fr, func, pc, base)
     value_clear(&ret)
     return -1
@@ -700,24 +703,21 @@ cdef void unwind(Context* cx, Frame* entry, Frame* fr, VmFunc* func, Insn* pc, V
         at -= 1
 
 
-cdef int own_special(Context* cx, CallSite* site, const Value* base, Value* params) noexcept nogil:
-    """Turns the special operands among a callee's parameters into values that its frame owns.
-
-    A register may hold a closure or the VM pointer too: those are owned by retaining. On failure params are none.
-    """
+cdef int own_special(Context* cx, CallSite* site, Value* params) noexcept nogil:
+    """Makes a callee's parameters, copied but not retained, its own, and replaces the markers among them: the VM, and
+    functions of the program. On failure params are none."""
     cdef int32_t k, i
     cdef ClosureObj* closure
     for k in range(site.n_args):
-        if value_type(params + k) == VT_OPAQUE_PTR:
+        if site.args[k] >= 0 or (value_type(params + k) != VT_OPAQUE_PTR and value_type(params + k) != VT_CLOSURE):
+            value_retain(params + k)
+        elif value_type(params + k) == VT_OPAQUE_PTR:
             value_set(params + k, VT_OPAQUE_PTR, <int64_t>cx)
-        elif value_type(params + k) == VT_CLOSURE:
-            if site.args[k] >= 0:
-                value_retain(params + k)
-                continue
+        else:
             closure = closure_new(<Object*>cx.program, <int32_t>params[k].bits, 0, <PackedFn>cx.program.closure_call)
             if closure == NULL:
                 for i in range(site.n_args):
-                    if i < k or value_type(params + i) != VT_CLOSURE:
+                    if i < k:
                         value_clear(params + i)
                     else:
                         value_set_none(params + i)

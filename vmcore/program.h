@@ -20,7 +20,7 @@ enum {
   I_CALL,          /* native PackedFunc, operands copied to an argument array */
   I_CALL_SPECIAL,  /* native, with the VM itself or functions of this program among the arguments */
   I_CALL_PYTHON,
-  I_CALL_VM,       /* push a frame */
+  I_CALL_VM,       /* push a frame; n: markers (the VM, functions of the program) are among the arguments */
   I_CALL_CLOSURE,  /* vm.builtin.invoke_closure */
   I_CALL_NATIVE,   /* a compiled function of a library */
   I_COPY,          /* R[a] := R[b] */

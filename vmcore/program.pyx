@@ -32,6 +32,8 @@ cdef extern from *:
     int __builtin_ctzll(uint64_t x) noexcept nogil
 
 cdef int REGISTER_BYTES = 16
+cdef int64_t SMALL_STORAGE = 1 << 16     # bytes; beyond, the lock of the allocator is nothing next to the work
+cdef int64_t MAX_KEPT_STORAGES = 64      # of one context, so at most 4 MiB
 cdef int64_t LONG_CLEAR_LIST = 512       # beyond, a Ret clears its whole frame
 cdef int64_t MAX_DATAFLOW_WORDS = 1 << 24  # of all sets of one function: beyond, every Ret clears its whole frame
 cdef int64_t MAX_FLOW_WORK = 1 << 27       # words touched for all functions together: likewise
@@ -356,6 +358,7 @@ cdef int decode_call(
         return 0
     if callee.kind != FUNC_PACKED:
         insn.op = I_CALL_VM if callee.kind == FUNC_VM else I_CALL_NATIVE
+        insn.n = is_special
         return 0
     opcode = builtin_opcode(callee.packed.fn)
     if opcode != I_CALL and specialise(program, insn, site, opcode):
@@ -415,7 +418,11 @@ cdef bint specialise(Program* program, Insn* insn, CallSite* site, int opcode) e
             return False  # the builtin raises when it is reached
         insn.op = I_ALLOC_STORAGE
         insn.b = nbytes
-        if allocator_is_pooled(<Allocator*>program.allocator) and program.n_storage_sites < 65535:
+        # Small storages only: one that is kept for its site cannot serve another site, as one from the pool can.
+        if (
+            nbytes <= SMALL_STORAGE and program.n_storage_sites < MAX_KEPT_STORAGES
+            and allocator_is_pooled(<Allocator*>program.allocator)
+        ):
             program.n_storage_sites += 1
             insn.n = <uint16_t>program.n_storage_sites
         return True
@@ -429,16 +436,19 @@ cdef bint specialise_direct_call(Program* program, Insn* insn, CallSite* site) e
     cdef VmFunc* callee = &program.funcs[program.literals[~site.args[1]].bits]
     cdef CallSite* direct
     cdef int32_t i
+    cdef bint is_special = False
     if site.n_args - 2 != callee.n_params:
         return False
     direct = <CallSite*>arena_alloc(&program.sites, sizeof(CallSite) + callee.n_params * sizeof(int32_t))
     for i in range(callee.n_params):
         direct.args[i] = site.args[i + 2]
+        is_special |= literal_is(program, direct.args[i], VT_OPAQUE_PTR) or literal_is(program, direct.args[i], VT_CLOSURE)
     direct.n_args = callee.n_params
     direct.dst = site.dst
     direct.func_index = callee.index
     direct.callee = callee
     insn.p = direct
+    insn.n = is_special
     insn.op = I_CALL_VM if callee.kind == FUNC_VM else I_CALL_NATIVE
     return True
 

@@ -301,7 +301,8 @@ __attribute__((unused)) static const char *dltensor_describe(char *buf, size_t s
 
 /* Formats a message and hands it to `sink` (vmcore.status.fail); returns -1 for `return fail_format(...)`. */
 typedef int (*FailFn)(int kind, const char *message);
-__attribute__((unused, format(printf, 3, 4))) static int fail_format(FailFn sink, int kind, const char *format, ...) {
+__attribute__((unused, cold, noinline, format(printf, 3, 4))) static int fail_format(FailFn sink, int kind,
+                                                                                     const char *format, ...) {
   char message[512];
   va_list list;
   va_start(list, format);

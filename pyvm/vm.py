@@ -5,15 +5,17 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyvm.executable import PACKED_FUNC, VMExecutable, load_executable
-from pyvm.profile import Profile, TimeResult, profile_calls, time_calls
 from vmcore.errors import ArgumentTypeError, ArgumentValueError
 from vmcore.library import Library, load_library
 from vmcore.machine import BoundFunction, Machine, deadline
 from vmcore.objects import Function
 from vmcore.types import Device, cpu
+
+if TYPE_CHECKING:  # loaded when something is measured: it is not free, and serving measures nothing
+    from pyvm.profile import Profile, TimeResult
 
 __all__ = ["Library", "VMInstrumentReturnKind", "VirtualMachine", "deadline", "load_library"]
 
@@ -203,11 +205,15 @@ class VirtualMachine:
 
         With `min_repeat_ms`, `number` grows until one measurement takes that long. Times are in seconds.
         """
+        from pyvm.profile import time_calls
+
         function = self[name]
         return lambda *args: time_calls(lambda: function(*args), number, repeat, min_repeat_ms)
 
     def profile(self, name: str, *args: Any) -> Profile:
         """Runs `name` once and reports the time of every Call instruction. Other threads' calls are recorded too."""
+        from pyvm.profile import profile_calls
+
         function = self[name]
         return profile_calls(self._machine, self.executable, lambda: function(*args))
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvm.codegen import generate, signature_of
-from pyvm.ir import IRModule, check_well_formed
+from pyvm.ir import IRModule, check_well_formed, parse
 from pyvm.transform import DEFAULT_PIPELINE, Pass, run_passes
-from vmcore.errors import CompileError
+from vmcore.errors import CompileError, ParseError
 
 if TYPE_CHECKING:
     from pyvm.executable import VMExecutable
@@ -30,7 +30,7 @@ def compile(
 
     Parameters
     ----------
-    model : IRModule, path of an ONNX file, bytes of one, or loaded ONNX model
+    model : IRModule, path of an ONNX file or of the text of a module (`.pyvm`), bytes of one, or loaded ONNX model
         Not modified.
     exec_mode : str
         "bytecode".
@@ -51,8 +51,8 @@ def compile(
     Raises
     ------
     CompileError
-        If the model cannot be read (FrontendError), is not well-formed (WellFormedError) or cannot be lowered
-        (LoweringError).
+        If the model cannot be read (FrontendError, ParseError), is not well-formed (WellFormedError) or cannot be
+        lowered (LoweringError).
     """
     if exec_mode not in _EXEC_MODES:
         raise CompileError(f"exec_mode {exec_mode!r}: only 'bytecode' is built in this version")
@@ -70,6 +70,11 @@ def compile(
 
 
 def _as_module(model: Any, shape_dict: Mapping[str, int | Sequence[int | None]] | None) -> IRModule:
+    if isinstance(model, (str, os.PathLike)) and os.fspath(model).endswith(".pyvm"):
+        try:
+            model = parse(Path(model).read_text(encoding="utf-8"))
+        except (CompileError, UnicodeDecodeError) as error:
+            raise ParseError(f"{os.fspath(model)}: {error}") from error
     if isinstance(model, IRModule):
         if shape_dict:
             raise CompileError("shape_dict applies to ONNX models; an IRModule states its shapes itself")
@@ -81,6 +86,6 @@ def _as_module(model: Any, shape_dict: Mapping[str, int | Sequence[int | None]] 
 
 def _dump_into(folder: Path) -> Callable[[int, str, IRModule], None]:
     def write(number: int, name: str, module: IRModule) -> None:
-        (folder / f"{number + 1:02d}_{name}.txt").write_text(module.script(), encoding="utf-8")
+        (folder / f"{number + 1:02d}_{name}.txt").write_text(module.script(elide_constants=True), encoding="utf-8")
 
     return write

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 from collections.abc import Callable
 from typing import Any
 
 from pyvm.ir import BlockBuilder, Expr, IRModule, TensorStructInfo, Var
+
+_ANNOTATION = re.compile(r"^( *[^ :]+): .*? = ")
 
 
 def tensor(*shape: Any, dtype: str = "float32") -> TensorStructInfo:
@@ -33,10 +36,11 @@ def build(body: Callable[..., Any], dataflow: bool = True, **params: Any) -> IRM
 def text(module: IRModule) -> str:
     """The text of a module without comments, types and error contexts."""
     lines = []
-    for line in module.script().splitlines():
+    for line in module.script(elide_constants=True).splitlines():
         code = line.split("  #")[0].rstrip()
-        if line.strip().startswith("# "):
-            continue  # attributes of the function
+        if line.strip().startswith(("@", "output(")):
+            continue  # attributes of the function, what a dataflow block shows although nobody looks
+        code = _ANNOTATION.sub(r"\1 = ", code)
         if "ErrorContext" in code:
             code = code[: code.index('"ErrorContext')] + "ctx)"
         if code.startswith("def "):

@@ -25,6 +25,10 @@ class WellFormedError(CompileError):
     """An IR module breaks a rule of the IR (`pyvm.ir.rules`); names the rule, the binding and the pass."""
 
 
+class ParseError(CompileError):
+    """The text of a program is malformed; names line and column."""
+
+
 class LoweringError(CompileError):
     """A well-formed program could not be lowered to bytecode."""
 

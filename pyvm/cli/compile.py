@@ -1,4 +1,4 @@
-"""Compile an ONNX model to an executable file.
+"""Compile an ONNX model, or a program in text form (.pyvm), to an executable file.
 
 Symbolic dimensions of the model stay symbolic, and one executable serves all sizes; --dim and --shape fix them, which
 lets the compiler plan all memory ahead.
@@ -15,12 +15,12 @@ import numpy as np
 
 from pyvm.cli.common import Progress, UsageError, bytes_text, is_onnx, parse_dims, parse_shapes, require, seconds_text
 
-HELP = "compile an .onnx model to a .vmx executable"
+HELP = "compile an .onnx model or a .pyvm program to a .vmx executable"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="the model to compile")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the model (.onnx) or program (.pyvm) to compile")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="where to write the executable (default: MODEL.vmx)"
     )
@@ -42,11 +42,12 @@ def run(args: argparse.Namespace) -> int:
     """Compile, write, and print what came out."""
     import pyvm
 
-    if not is_onnx(args.model):
-        raise UsageError(f"{args.model}: not an .onnx model")
+    if not is_onnx(args.model) and args.model.suffix != ".pyvm":
+        raise UsageError(f"{args.model}: neither an .onnx model nor a .pyvm program")
     if not args.model.is_file():
         raise UsageError(f"{args.model}: no such file")
-    require("onnx", f"{args.model}: reading ONNX models")
+    if is_onnx(args.model):
+        require("onnx", f"{args.model}: reading ONNX models")
     output = args.output or args.model.with_suffix(".ro" if args.tvm else ".vmx")
     if not output.absolute().parent.is_dir():
         raise UsageError(f"{output}: no such folder")

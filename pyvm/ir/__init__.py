@@ -1,6 +1,7 @@
 """The intermediate representation of the compiler: modules of functions in normal form with struct info."""
 
 from .builder import BlockBuilder, infer_call
+from .equal import structural_equal
 from .expr import (
     Binding,
     BindingBlock,
@@ -30,6 +31,7 @@ from .expr import (
     call_dps_packed,
     call_packed,
 )
+from .parser import parse
 from .prim import (
     Extremum,
     FloorDiv,
@@ -118,9 +120,11 @@ __all__ = [
     "format_shape",
     "free_vars",
     "infer_call",
+    "parse",
     "parse_prim",
     "prove_equal",
     "struct_info_vars",
+    "structural_equal",
     "substitute",
     "substitute_struct_info",
     "sym_max",

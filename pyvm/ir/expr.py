@@ -337,11 +337,14 @@ class IRModule:
     def __iter__(self) -> Iterator[str]:
         return iter(self.functions)
 
-    def script(self) -> str:
-        """The module as readable text."""
+    def script(self, elide_constants: bool = False) -> str:
+        """The module as readable text, which `pyvm.ir.parse` reads back.
+
+        With `elide_constants`, of long constants only the first elements are shown: for reading only.
+        """
         from .printer import format_module
 
-        return format_module(self)
+        return format_module(self, elide_constants)
 
     def __str__(self) -> str:
         return self.script()

@@ -247,7 +247,7 @@ def _param_symbols(walk: _Walk, function: Function) -> str | None:
     return None
 
 
-def _contradict(a: StructInfo | None, b: StructInfo | None) -> bool:
+def contradict(a: StructInfo | None, b: StructInfo | None) -> bool:
     """Whether no value can have both struct infos (as far as it can be seen)."""
     if a is None or b is None or isinstance(a, ObjectStructInfo) or isinstance(b, ObjectStructInfo):
         return False
@@ -263,7 +263,7 @@ def _contradict(a: StructInfo | None, b: StructInfo | None) -> bool:
             return any(isinstance(p, int) and isinstance(q, int) and p != q for p, q in pairs)
         return False
     if isinstance(a, TupleStructInfo) and isinstance(b, TupleStructInfo):
-        return len(a.fields) != len(b.fields) or any(map(_contradict, a.fields, b.fields))
+        return len(a.fields) != len(b.fields) or any(map(contradict, a.fields, b.fields))
     if isinstance(a, PrimStructInfo) and isinstance(b, PrimStructInfo):
         return a.dtype != b.dtype
     return False
@@ -271,13 +271,13 @@ def _contradict(a: StructInfo | None, b: StructInfo | None) -> bool:
 
 def _agreement(walk: _Walk, binding: Binding) -> str | None:
     info = binding.struct_info if isinstance(binding, MatchCast) else binding.value.struct_info
-    if _contradict(binding.var.struct_info, info):
+    if contradict(binding.var.struct_info, info):
         return f"variable {binding.var.name} is {binding.var.struct_info}, its value {info}"
     return None
 
 
 def _result_agreement(walk: _Walk, function: Function) -> str | None:
-    if _contradict(function.ret_struct_info, function.body.body.struct_info):
+    if contradict(function.ret_struct_info, function.body.body.struct_info):
         return f"the result is {function.body.body.struct_info}, declared {function.ret_struct_info}"
     return None
 
@@ -292,7 +292,7 @@ def _callee(walk: _Walk, binding: Binding) -> str | None:
         if len(params) != len(value.args):
             return f"@{value.op.name} takes {len(params)} arguments, {len(value.args)} are given"
         for param, arg in zip(params, value.args, strict=True):
-            if _contradict(param.struct_info, arg.struct_info):
+            if contradict(param.struct_info, arg.struct_info):
                 return f"@{value.op.name}: parameter {param.name} is {param.struct_info}, given {arg.struct_info}"
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -87,6 +88,8 @@ class PrimStructInfo(StructInfo):
     value: Prim | float | None = None
 
     def __str__(self) -> str:
+        if isinstance(self.value, float) and not math.isfinite(self.value):
+            return f'Prim({self.dtype}, float("{self.value}"))'
         return f"Prim({self.dtype})" if self.value is None else f"Prim({self.dtype}, {self.value})"
 
 

@@ -243,6 +243,18 @@ def test_compile(cli: Cli, folder: Path, tmp_path: Path) -> None:
     assert pyvm.load_executable(target).signature("main").params[0].shape == ("n", 1, 8, 8)
 
 
+def test_compile_a_program_in_text_form(cli: Cli, tmp_path: Path) -> None:
+    program = tmp_path / "program.pyvm"
+    program.write_text("def main(x: Tensor((n,), float32)):\n    return add(relu(x), x)\n", encoding="utf-8")
+    code, out, err = cli("compile", program)
+    assert (code, err) == (0, "") and "main(x: (n) float32)" in out.replace("(n,)", "(n)")
+    x = np.arange(-3, 4, dtype=np.float32)
+    result = pyvm.VirtualMachine(tmp_path / "program.vmx")["main"](x)
+    np.testing.assert_array_equal(result.numpy(), np.maximum(x, 0) + x)
+    program.write_text("def main(x: Tensor((n,), float32)):\n    return rleu(x)\n", encoding="utf-8")
+    fails(cli("compile", program), 1, "program.pyvm", "line 2, column 12", "relu")
+
+
 def test_compile_with_shape(cli: Cli, folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.vmx"
     for option, value in (("--shape", "image=5,1,8,?"), ("--dim", "n=5")):
@@ -265,7 +277,7 @@ def test_compile_to_tvm_format(cli: Cli, folder: Path, tmp_path: Path) -> None:
 
 
 def test_compile_refuses(cli: Cli, folder: Path, tmp_path: Path) -> None:
-    fails(cli("compile", folder / "digits.vmx"), 2, "not an .onnx model")
+    fails(cli("compile", folder / "digits.vmx"), 2, "neither an .onnx model nor a .pyvm program")
     fails(cli("compile", tmp_path / "none.onnx"), 2, "no such file")
     fails(cli("compile", folder / "digits.onnx", "-o", tmp_path / "no" / "out.vmx"), 2, "no such folder")
 

@@ -30,6 +30,7 @@ from pyvm.ir import (
     call_packed,
     check_well_formed,
 )
+from tests.ir_text import text
 
 N = SymVar("n")
 
@@ -48,12 +49,12 @@ def test_nested_calls_become_bindings() -> None:
     module = check_well_formed(bb.get())
     assert module.script() == textwrap.dedent(
         """\
+        @attrs(output_names=["y"])
         def main(x: Tensor((n, 4), float32)) -> Tensor((n, 4), float32):
-            # output_names=["y"]
             with dataflow():
-                lv = exp(x)                                           # Tensor((n, 4), float32)  [layer1 (Relu-6)]
-                lv_1 = add(x, lv)                                     # Tensor((n, 4), float32)  [layer1 (Relu-6)]
-                y = relu(lv_1)                                        # Tensor((n, 4), float32)  [layer1 (Relu-6)]
+                lv: Tensor((n, 4), float32) = exp(x)                  # [layer1 (Relu-6)]
+                lv_1: Tensor((n, 4), float32) = add(x, lv)            # [layer1 (Relu-6)]
+                y: Tensor((n, 4), float32) = relu(lv_1)               # [layer1 (Relu-6)]
             return y
         """
     )
@@ -71,7 +72,7 @@ def test_everything_prints() -> None:
         d = bb.emit(call_dps_packed("user.g", [m], tensor(2)), "d")
         t = bb.emit(Tuple([d, as_expr(np.arange(6, dtype=np.int64).reshape(2, 3)), as_expr(np.float32(0.5))]), "t")
         bb.emit_func_output(bb.emit(TupleGetItem(t, 1), "out"))
-    code = [line.split("  #")[0].rstrip() for line in str(bb.get()).splitlines()[1:]]
+    code = text(bb.get()).splitlines()[1:]
     assert [line.strip() for line in code] == [
         "if c:",
         "minus = neg(x)",
@@ -93,7 +94,7 @@ def test_variables_of_one_name_print_differently() -> None:
     with bb.function("main", [x]):
         bb.emit_binding(VarBinding(y, op.neg(x)))
         bb.emit_func_output(y)
-    assert "v__1 = neg(v)" in str(bb.get())
+    assert "v__1 = neg(v)" in text(bb.get())
 
 
 def test_recursion_has_struct_info() -> None:

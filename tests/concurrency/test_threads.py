@@ -153,7 +153,7 @@ def test_errors_in_some_threads() -> None:
 
     def work(index: int) -> None:
         x = np.full(16, index, np.float32)
-        for turn in range(100):
+        for _ in range(100):
             if index % 4 == 1:
                 with pytest.raises(CallbackError) as caught:
                     vm["fails"](x)
@@ -238,7 +238,7 @@ def test_instruments_are_dropped() -> None:
     in_threads(work, swap, swap)
     vm.set_instrument(None)
     instruments.clear()
-    del todo
+    todo = iter(())
     gc.collect()
     assert not any(reference() for reference in references)
 
@@ -295,7 +295,7 @@ def test_closures_and_tensors_outlive_everything() -> None:
     gc.collect()
     in_threads(lambda index: [closure(np.ones(16, np.float32)).numpy() for _ in range(20)] and None)
     assert closure(np.ones(16, np.float32)).numpy()[0] == 4
-    del closure
+    closure = None
     gc.collect()
     np.empty(16, np.float32).fill(0)
     assert view.tolist() == [9] * 16

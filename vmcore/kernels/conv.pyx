@@ -21,8 +21,8 @@ from vmcore.kernels.gemm cimport (
     GEMM_BLOCK_BYTES, GEMM_KC, GemmEpilogue, gemm_panels, gemm_slab_size, gemm_tiles, own_gemm,
 )
 from vmcore.kernels.window cimport (
-    PLANES_MAX_SIZE, PLANES_SLACK, Planes, Window, WindowLoops, planes_layout, planes_line_size, planes_taps,
-    window_loops,
+    PLANES_MAX_SIZE, PLANES_SLACK, Planes, Window, WindowLoops, planes_layout, planes_line_size,
+    planes_shift_axes, planes_taps, window_loops,
 )
 from vmcore.kernels.workspace cimport SLOT_PANELS, SLOT_PLANES, SLOT_TABLES, SLOT_TILES, workspace
 from vmcore.status cimport fail
@@ -369,6 +369,15 @@ cdef int _conv_args(const char* op, const Value* args, ConvJob* job, ArgTensor* 
     return 0
 
 
+cdef void _shift_axes(ConvJob* job, const ArgShape* pads, int32_t rank) noexcept nogil:
+    """Let rows run along an axis that is not trivial."""
+    cdef int64_t pad_end[3]
+    cdef int32_t a
+    for a in range(3):
+        pad_end[a] = pads.data[2 * rank - 3 + a] if a >= 3 - rank else 0
+    planes_shift_axes(&job.w, pad_end)
+
+
 cdef int conv(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
     """(x, w, [bias], strides, pads, dilations, group, activation, out). Source: ONNX Conv-11; activation 1 is relu.
 
@@ -404,6 +413,7 @@ cdef int conv(void* self, const Value* args, int32_t n_args, Value* ret) noexcep
         return -1
     if out.numel == 0:
         return 0
+    _shift_axes(&job, &pads, rank)
     job.cg = w.shape[1]
     job.og = w.shape[0] // job.group
     job.in_size = job.w.in_[0] * job.w.in_[1] * job.w.in_[2]
@@ -494,6 +504,7 @@ cdef int conv_transpose(void* self, const Value* args, int32_t n_args, Value* re
         return -1
     if out.numel == 0:
         return 0
+    _shift_axes(&job, &pads, rank)
     job.cg = x.shape[1] // job.group
     job.og = w.shape[1]
     job.in_size = job.w.in_[0] * job.w.in_[1] * job.w.in_[2]

@@ -43,6 +43,20 @@ typedef struct Planes {
 static inline int64_t planes_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t planes_max(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* Moves the axes so that the last one is not a trivial one (1-D data in 2-D clothes, columns of size 1): rows are what
+ * vectors run along, and leaving out axes of size 1 does not change the order of elements. pad_end goes along. */
+static inline void planes_shift_axes(Window *w, int64_t *pad_end) {
+  for (int turn = 0; turn < 2; ++turn) {
+    if (w->in[2] != 1 || w->out[2] != 1 || w->kernel[2] != 1 || w->pad[2] != 0 || pad_end[2] != 0) return;
+    int64_t *const fields[6] = {w->in, w->out, w->kernel, w->stride, w->dilation, w->pad};
+    for (int i = 0; i < 6; ++i) {
+      fields[i][2] = fields[i][1], fields[i][1] = fields[i][0];
+      fields[i][0] = i == 5 ? 0 : 1;
+    }
+    pad_end[2] = pad_end[1], pad_end[1] = pad_end[0], pad_end[0] = 0;
+  }
+}
+
 /* Phases that occur along an axis: tap j has phase j * d % s, which repeats with this period. */
 static inline int64_t planes_n_phases(const Window *w, int axis) {
   int64_t s = w->stride[axis];

@@ -14,7 +14,7 @@ from vmcore.kernels.args cimport (
 )
 from vmcore.kernels.window cimport (
     PLANES_MAX_SIZE, PLANES_SLACK, POOL_KIND_L1, POOL_KIND_L2, POOL_KIND_LP, POOL_KIND_MAX, POOL_KIND_SUM, Planes,
-    Window, WindowLoops, planes_layout, planes_line_size, planes_taps, window_loops,
+    Window, WindowLoops, planes_layout, planes_line_size, planes_shift_axes, planes_taps, window_loops,
 )
 from vmcore.kernels.workspace cimport SLOT_PANELS, SLOT_PLANES, SLOT_TABLES, SLOT_TILES, workspace
 from vmcore.status cimport fail
@@ -183,7 +183,7 @@ cdef int _run(const char* op, PoolJob* job) noexcept nogil:
 
 
 cdef int _pool_args(const char* op, const Value* args, int32_t i_out, PoolJob* job, ArgTensor* x,
-                    ArgTensor* out) noexcept nogil:
+                    ArgTensor* out, bint keep_axes=False) noexcept nogil:
     """(x, kernel, strides, pads, dilations, ..., out): fills the window. The output may be rounded down or up
     (ceil_mode), so its spatial shape decides which; both are checked."""
     cdef ArgShape kernel, strides, pads, dilations
@@ -223,6 +223,8 @@ cdef int _pool_args(const char* op, const Value* args, int32_t i_out, PoolJob* j
                             b"room for %lld windows of %lld, rounded down", op, d, <long long>job.w.out[a],
                             <long long>(job.w.in_[a] + job.w.pad[a] + job.pad_end[a]), <long long>least,
                             <long long>((job.w.kernel[a] - 1) * job.w.dilation[a] + 1))
+    if not keep_axes:
+        planes_shift_axes(&job.w, job.pad_end)
     job.is_double = x.itemsize == 8
     job.dtype_code = x.dtype.code
     job.es = x.itemsize
@@ -286,7 +288,7 @@ cdef int max_pool_with_indices(void* self, const Value* args, int32_t n_args, Va
     cdef PoolJob job
     cdef int64_t order = 0
     if arg_count(b"max_pool_with_indices", n_args, 8) \
-            or _pool_args(b"max_pool_with_indices", args, 6, &job, &x, &out) \
+            or _pool_args(b"max_pool_with_indices", args, 6, &job, &x, &out, True) \
             or _check_maximum(b"max_pool_with_indices", &x) \
             or arg_int_in(b"max_pool_with_indices", args, 5, 0, 1, &order) \
             or arg_output(b"max_pool_with_indices", args, 7, &indices) \

@@ -38,6 +38,7 @@ cdef extern from "vmcore/kernels/planes.h" nogil:
         void (*pool[4])(const Planes* p, const int64_t* taps, const void* planes, int64_t rows, int64_t columns,
                         void* out, void* line) noexcept nogil
 
+    void planes_shift_axes(Window* w, int64_t* pad_end)
     int64_t planes_layout(const Window* w, int64_t rows, Planes* p)
     int64_t planes_line_size(const Planes* p, int64_t rows)
     void planes_taps(const Window* w, const Planes* p, int64_t* offsets)

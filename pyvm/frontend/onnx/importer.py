@@ -36,12 +36,14 @@ from pyvm.ir import (
     TensorStructInfo,
     Tuple,
     Var,
+    dtype_bytes,
     prove_equal,
 )
 from pyvm.op.registry import get_op
 from vmcore.errors import CompileError, FrontendError, InternalError
 
 _RESHAPE = get_op("reshape")
+_MAX_BYTES = 2**47
 _MAX_READ = 64  # each becomes a symbol; tensors have far fewer dimensions
 
 
@@ -138,6 +140,7 @@ class GraphImporter:
                 raise FrontendError(f"input {value.name!r} is not a tensor ({kind.removesuffix('_type')})")
             dtype = element_type(value.type.tensor_type.elem_type, f"input {value.name!r}")
             param = Var(value.name, TensorStructInfo(self._dimensions.of_input(value), dtype))
+            _refuse_giants(param.struct_info)
             params.append(param)
             self._borrowed.add(id(param))
             self._exprs[value.name] = param
@@ -303,6 +306,7 @@ class GraphImporter:
 
     def emit(self, expr: Expr, hint: str = "") -> Var:
         """`expr` bound to a new variable."""
+        _refuse_giants(expr.struct_info)
         if not isinstance(expr, Call) or expr.op is not _RESHAPE:
             return self.builder.emit(expr, hint)
         self._check_element_count(expr)
@@ -333,6 +337,14 @@ class GraphImporter:
         # OWNERSHIP: arguments belong to the caller, who may change them; results must not be views of them.
         expr = self.tensor(name)
         return self.builder.emit_output(op.copy(expr) if id(expr) in self._borrowed else expr, _hint(name))
+
+
+def _refuse_giants(info: StructInfo | None) -> None:
+    """No tensor exceeds the address space; later stages may then add up sizes without care."""
+    if isinstance(info, TensorStructInfo) and info.is_static and info.shape and info.dtype:
+        numbers = [dim for dim in info.shape if isinstance(dim, int)]
+        if math.prod(numbers) * dtype_bytes(info.dtype) > _MAX_BYTES:
+            raise FrontendError(f"a tensor of shape {tuple(numbers)} and {info.dtype} is too big for any memory")
 
 
 def _as_ratio(value: object) -> tuple[Prim, int, float]:

@@ -344,6 +344,10 @@ def _negative_dim(proto: onnx.ModelProto) -> None:
     proto.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[-4])
 
 
+def _giant(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2**62
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -362,6 +366,7 @@ def _negative_dim(proto: onnx.ModelProto) -> None:
         (_unknown_attribute, "malformed node: .*speed"),
         (_short_data, "does not fit in 3 bytes"),
         (_short_typed_data, "tensor 'w'"),
+        (_giant, "too big for any memory"),
         (_negative_dim, r"tensor 'w' has shape \(-4,\)"),
     ],
 )

@@ -30,7 +30,10 @@ class UsageError(Exception):
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """The positional MODEL argument."""
     parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="an executable (.vmx or TVM VMExecutable bytes) or an .onnx model"
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="an executable (.vmx, TVM VMExecutable bytes), an .onnx model or a .pyvm program",
     )
 
 
@@ -97,14 +100,20 @@ def is_onnx(path: Path) -> bool:
     return path.suffix.lower() == ".onnx"
 
 
+def is_program(path: Path) -> bool:
+    """Whether the file is taken for the text of an IR module, by its name."""
+    return path.suffix.lower() == ".pyvm"
+
+
 def load_model(path: Path) -> VMExecutable:
-    """The executable in a file, or the one an ONNX model compiles to."""
+    """The executable in a file, or the one that an ONNX model or a program in text form compiles to."""
     import pyvm
 
     if not path.is_file():
         raise UsageError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
-    if is_onnx(path):
-        require("onnx", f"{path}: reading ONNX models")
+    if is_onnx(path) or is_program(path):
+        if is_onnx(path):
+            require("onnx", f"{path}: reading ONNX models")
         with Progress(f"compiling {path.name}"):
             return pyvm.compile(path)
     return pyvm.load_executable(path)

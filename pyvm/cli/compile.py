@@ -13,7 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from pyvm.cli.common import Progress, UsageError, bytes_text, is_onnx, parse_dims, parse_shapes, require, seconds_text
+from pyvm.cli.common import (
+    Progress,
+    UsageError,
+    bytes_text,
+    is_onnx,
+    is_program,
+    parse_dims,
+    parse_shapes,
+    require,
+    seconds_text,
+)
 
 HELP = "compile an .onnx model or a .pyvm program to a .vmx executable"
 
@@ -42,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Compile, write, and print what came out."""
     import pyvm
 
-    if not is_onnx(args.model) and args.model.suffix != ".pyvm":
+    if not is_onnx(args.model) and not is_program(args.model):
         raise UsageError(f"{args.model}: neither an .onnx model nor a .pyvm program")
     if not args.model.is_file():
         raise UsageError(f"{args.model}: no such file")

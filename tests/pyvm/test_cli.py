@@ -268,6 +268,21 @@ def test_compile_with_shape(cli: Cli, folder: Path, tmp_path: Path) -> None:
     assert outcome[0] in (1, 2)
 
 
+def test_program_in_text_form(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    """The printed form of a module can be compiled and run like a model."""
+    from pyvm.demo.model import build_module
+
+    (tmp_path / "digits.pyvm").write_text(build_module().script())
+    assert cli("compile", tmp_path / "digits.pyvm", "-o", tmp_path / "out.vmx")[0] == 0
+    results = []
+    for model in (tmp_path / "out.vmx", tmp_path / "digits.pyvm", folder / "digits.vmx"):
+        assert cli("run", model, "--dim", "n=3", "--output", tmp_path / "out.npz")[0] == 0
+        results.append(next(iter(np.load(tmp_path / "out.npz").values())))
+    assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+    (tmp_path / "bad.pyvm").write_text("this is no program")
+    fails(cli("run", tmp_path / "bad.pyvm"), 1)
+
+
 def test_compile_to_tvm_format(cli: Cli, folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.ro"
     assert cli("compile", folder / "digits.onnx", "-o", target, "--tvm")[0] == 0

@@ -100,12 +100,15 @@ class _FunctionCodeGen:
         self._function = function
         self._liveness: Liveness = find_deaths(function)
         self._registers = RegisterFile(len(function.params))
+        self._start = builder.label()
 
     def emit(self) -> None:
         for index, param in enumerate(self._function.params):
             self._registers.bind(param, index)
         body = self._function.body
-        self._sequence(body)
+        self._builder.place(self._start)
+        if self._sequence(body, tail=True):
+            return
         result = body.body
         if isinstance(result, NoneImm):
             self._builder.emit_ret(None)
@@ -116,18 +119,75 @@ class _FunctionCodeGen:
             self._builder.emit_call("vm.builtin.copy", [self._operand(result)], dst=register)
             self._builder.emit_ret(register)
 
-    def _sequence(self, seq: SeqExpr) -> None:
+    def _sequence(self, seq: SeqExpr, tail: bool = False) -> bool:
+        """Emits the bindings of a sequence. With `tail`, its value is what the function returns.
+
+        Returns whether control goes elsewhere in the end: a function that returns what it returns itself for other
+        arguments goes back to its start with these, in the same frame.
+        """
         for var in self._liveness.at_entry.get(seq, ()):
             self._registers.release(var)
-        for binding in seq.bindings():
-            self._binding(binding)
+        bindings = list(seq.bindings())
+        last = len(bindings) - 1
+        while last >= 0 and extern_name(bindings[last].value) == KILL:
+            last -= 1
+        for index, binding in enumerate(bindings):
+            is_result = tail and index == last and binding.var is seq.body
+            if is_result and self._calls_itself(binding.value):
+                self._go_back(binding, bindings[index + 1 :])
+                return True
+            self._binding(binding, is_result)
+        return False
 
-    def _binding(self, binding: Binding) -> None:
+    def _calls_itself(self, value: Expr) -> bool:
+        return (
+            isinstance(value, Call)
+            and isinstance(value.op, GlobalVar)
+            and value.op.name == self._name
+            and len(value.args) == len(self._function.params)
+        )
+
+    def _go_back(self, binding: Binding, kills: list[Binding]) -> None:
+        """Emits a call of the function itself whose result it returns: arguments become parameters, then a Goto."""
+        builder, value = self._builder, binding.value
+        assert isinstance(value, Call)
+        # INVARIANT: a parameter's register is written when no pending move reads it.
+        pending: dict[int, Operand] = {}
+        reads: dict[int, int] = {}
+        for target, arg in enumerate(value.args):
+            source = self._registers[arg] if isinstance(arg, Var) else None
+            if source != target:
+                pending[target] = self._operand(arg)
+                if source is not None:
+                    reads[target] = source
+        spare: list[int] = []
+        while pending:
+            target = next((t for t in pending if all(reads[u] != t for u in reads if u != t)), None)
+            if target is None:  # only cycles are left: one value steps aside
+                target = next(iter(pending))
+                self._registers.size += 1
+                spare.append(self._registers.size - 1)
+                builder.emit_call(
+                    "vm.builtin.copy", [builder.r(target)], dst=builder.r(spare[-1]), source=binding.source
+                )
+                for reader, read in list(reads.items()):
+                    if read == target:
+                        reads[reader] = spare[-1]
+                        pending[reader] = builder.r(spare[-1])
+            builder.emit_call("vm.builtin.copy", [pending.pop(target)], dst=builder.r(target), source=binding.source)
+            reads.pop(target, None)
+        n_params = len(self._function.params)
+        dead = [self._registers[kill.value.args[0]] for kill in kills]  # type: ignore[attr-defined]
+        for register in (*spare, *(register for register in dead if register >= n_params)):
+            builder.emit_call("vm.builtin.null_value", [], dst=builder.r(register), source=binding.source)
+        builder.emit_goto(self._start, source=binding.source)
+
+    def _binding(self, binding: Binding, tail: bool = False) -> None:
         value = binding.value
         if isinstance(binding, MatchCast):
             raise LoweringError(f"@{self._name}: a match_cast is left; the pass lower_shapes comes before codegen")
         if isinstance(value, If):
-            self._if(binding, value)
+            self._if(binding, value, tail)
             return
         if extern_name(value) == KILL:
             # Emitted before its register is given away: the variable dies at this very binding.
@@ -174,7 +234,7 @@ class _FunctionCodeGen:
         # The value of a branch has the register of the If already.
         return self._registers[var] if var in self._registers else self._registers.allocate(var)
 
-    def _if(self, binding: Binding, value: If) -> None:
+    def _if(self, binding: Binding, value: If, tail: bool) -> None:
         builder, registers = self._builder, self._registers
         cond = registers.take()
         builder.emit_call(
@@ -185,29 +245,31 @@ class _FunctionCodeGen:
         registers.give_back(cond)
         result = self._destination(binding.var)
         state = registers.save()
-        self._branch(value.true_branch, result, binding.source)
-        builder.emit_goto(end, source=binding.source)
+        if not self._branch(value.true_branch, result, binding.source, tail):
+            builder.emit_goto(end, source=binding.source)
         builder.place(otherwise)
         registers.restore(state)
-        self._branch(value.false_branch, result, binding.source)
+        self._branch(value.false_branch, result, binding.source, tail)
         builder.place(end)
         if binding.var in self._liveness.after[binding]:
             registers.release(binding.var)
 
-    def _branch(self, branch: SeqExpr, result: int, source: str | None) -> None:
-        """Emits a branch whose value ends up in the register `result`."""
+    def _branch(self, branch: SeqExpr, result: int, source: str | None, tail: bool) -> bool:
+        """Emits a branch whose value ends up in the register `result`; returns whether control goes elsewhere."""
         body = branch.body
         defined_here = isinstance(body, Var) and any(b.var is body for b in branch.bindings())
         if defined_here:
             assert isinstance(body, Var)
             self._registers.bind(body, result)
-        self._sequence(branch)
+        if self._sequence(branch, tail):
+            return True
         if not defined_here:
             self._builder.emit_call(
                 "vm.builtin.copy", [self._operand(body)], dst=self._builder.r(result), source=source
             )
             if branch in self._liveness.at_end:
                 self._registers.release(self._liveness.at_end[branch])
+        return False
 
     def _call_of(self, value: Expr) -> tuple[str, list[Operand]]:
         """Callee and operands of the instruction that computes a bound value."""

@@ -195,6 +195,40 @@ class BlockBuilder:
             branches.append(self.close_scope(make()))
         return self.emit(If(condition, branches[0], branches[1]), name_hint)
 
+    def emit_function(
+        self,
+        name: str,
+        params: Iterable[Var],
+        body: Callable[..., Any],
+        ret: StructInfo | None = None,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> Var:
+        """Binds a local function, which may read whatever is visible here; `body(itself, *params)` emits its bindings
+        and returns its value.
+
+        Parameters
+        ----------
+        name : str
+            Hint for the variable; errors name the function by it.
+        params : iterable of Var
+        body : callable
+        ret : StructInfo, optional
+            What it returns; needed if the function calls itself. Known from the body otherwise.
+        attrs : mapping, optional
+        """
+        params = tuple(params)
+        scope = self._scope()
+        infos = [param.struct_info or ObjectStructInfo() for param in params]
+        var = self._new_var(name, CallableStructInfo(infos, ret), scope.dataflow)
+        for param in params:
+            self.unique_name(param.name)
+        self.open_scope()
+        sequence = self.close_scope(body(var, *params))
+        function = Function(params, sequence, ret, attrs)
+        var.struct_info = function.struct_info
+        scope.bindings.append(VarBinding(var, function, self._source))
+        return var
+
     def match_cast(self, expr: Any, struct_info: StructInfo, name_hint: str = "") -> Var:
         """Binds `expr` with a check at run time that it has `struct_info`; new symbols in it get their values."""
         value = self._atom(self.normalize(as_expr(expr)))
@@ -250,6 +284,8 @@ class BlockBuilder:
             for binding in expr.bindings():
                 self.emit_binding(binding)
             return self.normalize(expr.body)
+        if isinstance(expr, Function):
+            return expr
         raise CompileError(f"BlockBuilder: a {type(expr).__name__} cannot be bound")
 
     def _normalize_if(self, expr: If) -> If:

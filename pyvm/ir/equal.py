@@ -37,8 +37,9 @@ def structural_equal(a: IRModule | Function, b: IRModule | Function) -> bool:
     """Whether `a` and `b` are equal but for the names of variables.
 
     Compared: functions and their order, names of parameters, attributes, bindings in order and their sources, struct
-    info, constants bit by bit, which variables are visible outside their dataflow block. Not compared: names of variables
-    that bindings or local functions define, and where a run of bindings outside dataflow blocks is cut into blocks.
+    info, constants bit by bit, which variables are visible outside their dataflow block. Not compared: names of
+    variables that bindings or local functions define, and where a run of bindings outside dataflow blocks is cut into
+    blocks.
     """
     if isinstance(a, Function) or isinstance(b, Function):
         return isinstance(a, Function) and isinstance(b, Function) and _Comparison().top_function(a, b)

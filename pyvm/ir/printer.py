@@ -2,9 +2,9 @@
 
 One line per binding: `name: struct info = value`, with the source operator as a comment in brackets at its end.
 Variables that share a name get a suffix, so a name in the text means one variable of its function; "_" is never read.
-Names that are not identifiers stand in backquotes. In a dataflow block a variable is visible outside if it is used there
-or if the block lists it in `output(...)`. Constants of more than a few elements are kept in a section `data:` after the
-functions.
+Names that are not identifiers stand in backquotes. In a dataflow block a variable is visible outside if it is used
+there or if the block lists it in `output(...)`. Constants of more than a few elements are kept in a section `data:`
+after the functions.
 """
 
 from __future__ import annotations

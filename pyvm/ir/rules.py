@@ -45,6 +45,8 @@ from .struct_info import (
     struct_info_vars,
 )
 
+MAKE_CLOSURE = "vm.builtin.make_closure"  # (function, captured...): the one builtin known here to have no effect
+
 
 @dataclass
 class _Walk:
@@ -81,11 +83,11 @@ def _operands(value: Expr) -> tuple[Expr, ...]:
         return (value.tuple,)
     if isinstance(value, If):
         return (value.cond,)
-    return (value,)
+    return () if isinstance(value, Function) else (value,)
 
 
 def _normal_form(walk: _Walk, binding: Binding) -> str | None:
-    if not isinstance(binding.value, (*LEAVES, Call, Tuple, TupleGetItem, If)):
+    if not isinstance(binding.value, (*LEAVES, Call, Tuple, TupleGetItem, If, Function)):
         return f"a {type(binding.value).__name__} is bound"
     for operand in _operands(binding.value):
         if not isinstance(operand, LEAVES):
@@ -140,7 +142,7 @@ def is_pure(value: Expr) -> bool:
     if isinstance(value, Call):
         op = value.op
         if isinstance(op, ExternFunc):
-            return bool(value.attrs.get("dps"))
+            return bool(value.attrs.get("dps")) or op.name == MAKE_CLOSURE
         return not isinstance(op, (GlobalVar, Var)) and op.is_pure
     if isinstance(value, If):
         branches = value.true_branch, value.false_branch
@@ -157,6 +159,8 @@ def _dataflow_purity(walk: _Walk, binding: Binding) -> str | None:
         return None
     if isinstance(binding.value, If):
         return "control flow in a dataflow block"
+    if isinstance(binding.value, Function):
+        return "a local function in a dataflow block"
     return None if is_pure(binding.value) else "a call with side effects in a dataflow block"
 
 
@@ -358,20 +362,31 @@ def check_well_formed(module: IRModule, after: str | None = None) -> IRModule:
     """
     bound: set[Var] = set()
     for name, function in module.functions.items():
-        walk = _Walk(module, name, bound=bound)
-        for param in function.params:
-            walk.visible[param] = None
-            walk.symbols.update(defined_symbols(param.struct_info))
-        for rule, on_function in _FUNCTION_RULES:
-            problem = on_function(walk, function)
-            if problem:
-                raise _error(rule, problem, walk, None, after)
-        for param in function.params:
-            if param in bound:
-                raise _error(_rule("single-assignment"), f"parameter {param.name} is bound twice", walk, None, after)
-            bound.add(param)
-        _check_sequence(walk, function.body, after)
+        _check_function(_Walk(module, name, bound=bound), function, after)
     return module
+
+
+def _check_function(walk: _Walk, function: Function, after: str | None) -> None:
+    for param in function.params:
+        walk.visible[param] = None
+        walk.symbols.update(defined_symbols(param.struct_info))
+    for rule, on_function in _FUNCTION_RULES:
+        problem = on_function(walk, function)
+        if problem:
+            raise _error(rule, problem, walk, None, after)
+    for param in function.params:
+        if param in walk.bound:
+            raise _error(_rule("single-assignment"), f"parameter {param.name} is bound twice", walk, None, after)
+        walk.bound.add(param)
+    _check_sequence(walk, function.body, after)
+
+
+def _check_local_function(walk: _Walk, binding: Binding, function: Function, after: str | None) -> None:
+    """A local function sees what is visible where it is defined, itself included; not the dataflow variables there."""
+    visible = {var: block for var, block in walk.visible.items() if not isinstance(var, DataflowVar)}
+    visible[binding.var] = None
+    inner = _Walk(walk.module, f"{walk.function}/{binding.var.name}", None, visible, walk.bound, set(walk.symbols))
+    _check_function(inner, function, after)
 
 
 def _check_sequence(walk: _Walk, seq: SeqExpr, after: str | None) -> None:
@@ -387,6 +402,8 @@ def _check_sequence(walk: _Walk, seq: SeqExpr, after: str | None) -> None:
                     raise _error(rule, problem, walk, binding, after)
             if isinstance(binding, MatchCast):
                 walk.symbols.update(defined_symbols(binding.struct_info))
+            elif isinstance(binding.value, Function):
+                _check_local_function(walk, binding, binding.value, after)
             elif isinstance(binding.value, If):
                 _check_sequence(walk, binding.value.true_branch, after)
                 _check_sequence(walk, binding.value.false_branch, after)

@@ -9,6 +9,7 @@ from .fold_scale_shift import fold_scale_shift
 from .fuse_activation import fuse_activation
 from .fuse_bias import fuse_bias
 from .kill_after_last_use import kill_after_last_use
+from .lambda_lift import lambda_lift
 from .legalize import legalize
 from .lower_shapes import lower_shapes
 from .pipeline import DEFAULT_PIPELINE, LOWER, OPTIMIZE, Pass, run_passes
@@ -29,6 +30,7 @@ __all__ = [
     "fuse_activation",
     "fuse_bias",
     "kill_after_last_use",
+    "lambda_lift",
     "legalize",
     "lower_shapes",
     "plan_memory",

@@ -15,12 +15,16 @@ from .fold_scale_shift import fold_scale_shift
 from .fuse_activation import fuse_activation
 from .fuse_bias import fuse_bias
 from .kill_after_last_use import kill_after_last_use
+from .lambda_lift import lambda_lift
 from .legalize import legalize
 from .lower_shapes import lower_shapes
 from .plan_memory import plan_memory
 from .recognize_activations import recognize_activations
 
 Pass = Callable[[IRModule], IRModule]
+
+# Local functions become functions of the module: no pass below knows them.
+PREPARE: tuple[Pass, ...] = (lambda_lift,)
 
 # Operators in, operators out. Each may be left out, and any order is correct.
 OPTIMIZE: tuple[Pass, ...] = (
@@ -48,7 +52,7 @@ LOWER: tuple[Pass, ...] = (
     kill_after_last_use,  # last: no use is added any more
 )
 
-DEFAULT_PIPELINE: tuple[Pass, ...] = (*OPTIMIZE, *LOWER)
+DEFAULT_PIPELINE: tuple[Pass, ...] = (*PREPARE, *OPTIMIZE, *LOWER)
 
 
 def run_passes(

@@ -24,6 +24,7 @@ from pyvm.ir import (
     Var,
     VarBinding,
 )
+from vmcore.errors import LoweringError
 
 
 def operands(value: Expr) -> tuple[Expr, ...]:
@@ -36,6 +37,8 @@ def operands(value: Expr) -> tuple[Expr, ...]:
         return (value.tuple,)
     if isinstance(value, If):
         return (value.cond,)
+    if isinstance(value, Function):
+        raise LoweringError("a local function is left; the pass lambda_lift comes before all others")
     return (value,)
 
 

@@ -135,6 +135,20 @@ def test_special_floats() -> None:
         assert_round_trip(build(lambda bb, x, v=value: bb.emit(op.add(x, np.float32(v))), x=tensor(2)))
 
 
+def test_local_functions() -> None:
+    y = Var("y", tensor(N))
+    inner = BlockBuilder()
+    x = Var("x", tensor(N))
+    inner.open_scope()
+    local = Function([y], inner.close_scope(inner.emit(op.add(x, y))), attrs={"kind": "local"})
+    bb = BlockBuilder()
+    with bb.function("main", [x]):
+        f = Var("f", local.struct_info)
+        bb.emit_binding(VarBinding(f, local, "the lambda"))
+        bb.emit_func_output(bb.emit(Call(f, [x])))
+    assert_round_trip(bb.get())
+
+
 def test_written_by_hand() -> None:
     module = parse(
         textwrap.dedent(

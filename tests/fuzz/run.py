@@ -19,15 +19,23 @@ from typing import Any
 from pyvm import errors
 from pyvm.vm import VirtualMachine, deadline
 from tests import ROOT
+from tests.fuzz.kernels import run_kernel, templates
 from tests.fuzz.mutate import mutant
 from tests.fuzz.programs import CallbackError, programs
 
 MEMORY_BYTES = 1 << 30  # address space beyond what the child has when it starts
 DEADLINE_S = 0.5
 HANG_S = 60.0
+SLOW_S = 15.0
 ALLOWED = (errors.VMError, CallbackError)
 # Builtins written in Python: a wrong number of arguments is what Python says it is.
-PYTHON_BUILTINS = ("register_py_func()", "get_py_func()", "clear_py_func_registry()", "_call_py_func()", "_invoke_debug")
+PYTHON_BUILTINS = (
+    "register_py_func()",
+    "get_py_func()",
+    "clear_py_func_registry()",
+    "_call_py_func()",
+    "_invoke_debug",
+)
 
 
 class Finding(Exception):
@@ -35,8 +43,15 @@ class Finding(Exception):
 
 
 def run_case(number: int, seed: int) -> str:
-    """Mutates one program and runs it twice; returns what came of it. Raises Finding."""
+    """Mutates one program and runs it twice, or one call of a kernel; returns what came of it. Raises Finding."""
     rng = random.Random(f"{seed}/{number}")
+    if number % 2:
+        try:
+            return run_kernel(rng)
+        except MemoryError:
+            return "MemoryError"  # numpy's, of an argument
+        except Exception as error:
+            raise Finding(f"kernel: {type(error).__name__}: {error}") from error
     known = programs()
     name, executable, inputs = known[rng.randrange(len(known))]
     changed = mutant(executable, rng)
@@ -73,13 +88,17 @@ def _look_at(value: Any, depth: int = 0) -> None:
         for item in value[:16]:
             _look_at(item, depth + 1)
     elif hasattr(value, "__dlpack__") and value.nbytes < 1 << 20:
-        bytes(memoryview(value).cast("B")) if value.ndim and value.nbytes else None
+        try:
+            array = value.numpy()
+        except TypeError:
+            return  # an element type that numpy lacks
+        array.tobytes()
 
 
 def child(first: int, count: int, seed: int, progress: str) -> None:
     """Runs cases, writing the number of each before it into the file `progress`."""
     faulthandler.enable()
-    programs()
+    templates()
     if "asan" not in os.environ.get("LD_PRELOAD", ""):  # its shadow takes terabytes of address space
         used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
@@ -88,7 +107,10 @@ def child(first: int, count: int, seed: int, progress: str) -> None:
         for number in range(first, first + count):
             shown[:] = struct.pack("<q", number)
             try:
+                begin = time.monotonic()
                 outcomes[run_case(number, seed)] += 1
+                if time.monotonic() - begin > SLOW_S:
+                    raise Finding(f"took {time.monotonic() - begin:.1f} s")
             except Finding as finding:
                 print(f"FINDING case {number} seed {seed}: {finding}", flush=True)
                 outcomes["FINDING"] += 1

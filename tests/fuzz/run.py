@@ -30,12 +30,6 @@ SLOW_S = 15.0
 ALLOWED = (errors.VMError, CallbackError)
 # Builtins written in Python: what a wrong number of arguments raises is up to Python.
 PYTHON_BUILTINS = ("register_py_func()", "get_py_func()", "clear_py_func_registry()", "_call_py_func()", "_invoke")
-    "register_py_func()",
-    "get_py_func()",
-    "clear_py_func_registry()",
-    "_call_py_func()",
-    "_invoke_debug",
-)
 
 
 class Finding(Exception):

@@ -7,7 +7,7 @@ always there. Neither scipy nor numpy is imported to find their libraries.
 
 Where AVX2 or AVX-512 tiles exist, products of two matrices run on our own: they are 5 to 60 % faster than OpenBLAS's on
 the sizes that models have (one thread, Zen 4, 2026-11), and independent of its version. BLAS does matrix-vector
-products and few rows times a transposed matrix, and everything if PYVM_BLAS names it or there are no such tiles.
+products, and everything if PYVM_BLAS names it or there are no such tiles.
 """
 import glob
 import importlib
@@ -43,9 +43,6 @@ cdef extern from "vmcore/blas_provider.h" nogil:
     void blas_call_set_threads(void* fn, int kind, int n)
     int blas_call_get_threads(void* fn)
     const char* blas_call_config(void* fn)
-
-cdef enum:
-    FEW_ROWS = 24  # below it, packing a transposed matrix costs more than our tiles gain
 
 cdef str _provider = None  # name of what is bound
 cdef str _details = ""
@@ -263,7 +260,7 @@ cdef int gemm_rm(bint is_double, bint ta, bint tb, int64_t m, int64_t n, int64_t
             table.sgemv(1, k, m, <float>alpha, <const float*>a, lda, <const float*>b, <float>beta, <float*>c)
         else:
             table.sgemv(0, m, k, <float>alpha, <const float*>a, lda, <const float*>b, <float>beta, <float*>c)
-    elif _tiles_first and (not tb or m >= FEW_ROWS):
+    elif _tiles_first:
         return own_gemm(is_double, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, NULL)
     elif is_double:
         table.dgemm(ta, tb, m, n, k, alpha, <const double*>a, lda, <const double*>b, ldb, beta, <double*>c, ldc)

@@ -17,12 +17,18 @@ typedef void (*GemmTile)(int64_t K, const void *a, int64_t lda, const void *b, i
                          const GemmEpilogue *e, int64_t row, int64_t col);
 
 #define GEMM_MAX_ROWS 14
+#define GEMM_MAX_DOTS 4 /* most odd columns that gemm_block does as dot products */
+#define GEMM_DOTS_ROWS 16 /* most rows of A for which A @ B' is done as dot products: packing B' would cost more */
 #define GEMM_MAX_PANEL_BYTES 128 /* two of the widest vectors */
 
 typedef struct GemmTiles {
   int rows;  /* tallest tile */
   int lanes; /* elements of one vector; a panel is two vectors wide */
   void (*pack)(const void *b, int64_t ldb, int64_t kc, int64_t n, void *panels);
+  /* C[i * c_row + j * c_col] for rows i of A and `columns` j that are contiguous along K, ld_columns apart. */
+  void (*dots)(int64_t rows, int64_t n_columns, int64_t kc, const void *a, int64_t lda, const void *columns,
+               int64_t ld_columns, void *c, int64_t c_row, int64_t c_col, const GemmEpilogue *e, int64_t row,
+               int64_t col);
   GemmTile tile[GEMM_MAX_ROWS + 1][2];
 } GemmTiles;
 

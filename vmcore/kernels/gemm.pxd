@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t
 
 cdef extern from "vmcore/kernels/gemm.h" nogil:
     enum:
-        GEMM_KC, GEMM_BLOCK_BYTES, GEMM_MAX_ROWS
+        GEMM_KC, GEMM_BLOCK_BYTES, GEMM_MAX_ROWS, GEMM_DOTS_ROWS
     ctypedef struct GemmEpilogue:
         const void* row_bias
         const void* col_bias
@@ -11,6 +11,9 @@ cdef extern from "vmcore/kernels/gemm.h" nogil:
         bint relu
     ctypedef struct GemmTiles:
         int rows, lanes
+        void (*dots)(int64_t rows, int64_t n_columns, int64_t kc, const void* a, int64_t lda, const void* columns,
+                     int64_t ld_columns, void* c, int64_t c_row, int64_t c_col, const GemmEpilogue* e, int64_t row,
+                     int64_t col) noexcept nogil
 
 # Register tiles of the best instruction set that this process may use.
 cdef const GemmTiles* gemm_tiles(bint is_double) noexcept nogil

@@ -94,6 +94,12 @@ cdef int _run_piece(GemmJob* job, int64_t m0, int64_t m1, int64_t n0, int64_t n1
     cdef char* slab = NULL
     if m1 <= m0 or n1 <= n0:
         return 0
+    if job.trans_b and not job.trans_a and m1 - m0 <= GEMM_DOTS_ROWS and job.alpha == 1 and job.K > 0 and \
+            (job.beta == 0 or job.beta == 1) and e.row_bias == NULL and e.col_bias == NULL and not e.relu:
+        e.accumulate = job.beta == 1  # C' = B @ A'
+        t.dots(n1 - n0, m1 - m0, job.K, job.b + n0 * job.ldb * es, job.ldb, job.a + m0 * job.lda * es, job.lda,
+               job.c + (m0 * job.ldc + n0) * es, 1, job.ldc, &e, 0, 0)
+        return 0
     gemm_plan(t, es, job.trans_a, job.trans_b, m1 - m0, n1 - n0, job.K, job.alpha, job.lda, &plan)
     panels = <char*>workspace(SLOT_PANELS, <size_t>plan.panels_bytes)
     if plan.use_slab:

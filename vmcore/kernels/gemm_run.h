@@ -101,45 +101,6 @@ static void gemm_edge_tile(const GemmTiles *t, int64_t es, int64_t rows, int64_t
   for (int64_t i = 0; i < rows; ++i) memcpy(c + i * ldc * es, out + i * width * es, (size_t)(n * es));
 }
 
-/* A few columns past the last whole vector, n_cols <= GEMM_MAX_DOTS of them: C[rows, n_cols] by dot products along K,
- * which fill vectors where a tile would compute mostly padding (49 columns are 48 + 1). columns: [n_cols][kc]. */
-#define GEMM_MAX_DOTS 4
-#define GEMM_DEFINE_DOTS(T, NAME, LANES) \
-  typedef T NAME##_vec __attribute__((vector_size(LANES * sizeof(T)), aligned(sizeof(T)), may_alias)); \
-  VM_MULTIVERSION static void NAME(int64_t rows, int64_t n_cols, int64_t kc, const T *a, int64_t lda, \
-                                   const T *columns, T *c, int64_t ldc, const GemmEpilogue *e, int64_t row, \
-                                   int64_t col) { \
-    for (int64_t i = 0; i < rows; i += 4) { \
-      int64_t step1 = i + 1 < rows ? lda : 0, step2 = i + 2 < rows ? lda : 0, step3 = i + 3 < rows ? lda : 0; \
-      const T *a0 = a + i * lda, *a1 = a0 + step1, *a2 = a1 + step2, *a3 = a2 + step3; \
-      for (int64_t j = 0; j < n_cols; ++j) { \
-        const T *b = columns + j * kc; \
-        NAME##_vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}; \
-        T sum[4] = {0, 0, 0, 0}; \
-        int64_t k = 0; \
-        for (; k + LANES <= kc; k += LANES) { \
-          NAME##_vec x = *(const NAME##_vec *)(b + k); \
-          s0 += x * *(const NAME##_vec *)(a0 + k), s1 += x * *(const NAME##_vec *)(a1 + k); \
-          s2 += x * *(const NAME##_vec *)(a2 + k), s3 += x * *(const NAME##_vec *)(a3 + k); \
-        } \
-        for (; k < kc; ++k) { \
-          sum[0] += b[k] * a0[k], sum[1] += b[k] * a1[k]; \
-          sum[2] += b[k] * a2[k], sum[3] += b[k] * a3[k]; \
-        } \
-        for (int l = 0; l < LANES; ++l) sum[0] += s0[l], sum[1] += s1[l], sum[2] += s2[l], sum[3] += s3[l]; \
-        for (int64_t r = 0; r < 4 && i + r < rows; ++r) { \
-          T v = sum[r], *o = c + (i + r) * ldc + j; \
-          if (e->accumulate) v += *o; \
-          if (e->row_bias) v += ((const T *)e->row_bias)[row + i + r]; \
-          if (e->col_bias) v += ((const T *)e->col_bias)[col + j]; \
-          *o = e->relu && v < 0 ? 0 : v; \
-        } \
-      } \
-    } \
-  }
-GEMM_DEFINE_DOTS(float, gemm_dots_f32, 16)
-GEMM_DEFINE_DOTS(double, gemm_dots_f64, 8)
-
 /* Copies rows x kc of op(A), scaled, into the slab. A points at its first element; trans: A is stored (K, M). */
 #define GEMM_DEFINE_SLAB(T, NAME) \
   VM_MULTIVERSION static void NAME(T *slab, int64_t stride, const T *a, int64_t lda, int trans, int64_t rows, \
@@ -199,11 +160,8 @@ static void gemm_block(const GemmTiles *t, int64_t es, int64_t M, int64_t n, int
       t->tile[rows][0](kc, at, at_stride, bp, ldb, cm + j * es, ldc, e, row + m, col + j);
     else if (n > j)
       gemm_edge_tile(t, es, rows, n - j, kc, at, at_stride, bp, ldb, cm + j * es, ldc, e, row + m, col + j);
-    if (n_dots && es == 4)
-      gemm_dots_f32(rows, n_dots, kc, (const float *)at, at_stride, (const float *)dots, (float *)cm + n, ldc, e,
-                    row + m, col + n);
-    else if (n_dots)
-      gemm_dots_f64(rows, n_dots, kc, (const double *)at, at_stride, dots, (double *)cm + n, ldc, e, row + m, col + n);
+    if (n_dots)
+      t->dots(rows, n_dots, kc, at, at_stride, dots, kc, cm + n * es, ldc, 1, e, row + m, col + n);
     m += rows;
   }
 }

@@ -77,8 +77,8 @@ TILE_BOTH(5) TILE_BOTH(6)
 TILE_BOTH(7) TILE_BOTH(8) TILE_BOTH(9) TILE_BOTH(10) TILE_BOTH(11) TILE_BOTH(12) TILE_BOTH(13) TILE_BOTH(14)
 #endif
 
-/* Packs whole panels: b[0:kc, 0:n], n a multiple of two vectors, into [panel][kc][2 * TILE_W]. Eight rows at a time, the
- * next eight on their way: B usually comes from memory, each row from a page of its own. */
+/* Packs whole panels: b[0:kc, 0:n], n a multiple of two vectors, into [panel][kc][2 * TILE_W]. Eight rows at a time,
+ * the next eight on their way: B usually comes from memory, each row from a page of its own. */
 TILE_ATTR static void TILE_NAME(pack)(const void *b_, int64_t ldb, int64_t kc, int64_t n, void *panels_) {
   const TILE_T *b = (const TILE_T *)b_;
   for (int64_t k0 = 0; k0 < kc; k0 += 8, b += 8 * ldb) {
@@ -95,9 +95,45 @@ TILE_ATTR static void TILE_NAME(pack)(const void *b_, int64_t ldb, int64_t kc, i
   }
 }
 
+/* Dot products along K, which fill vectors where a tile would compute mostly padding (49 columns are 48 + 1), and which
+ * read the rows of a transposed matrix as they lie. Four rows of A share each load of a column. */
+TILE_ATTR static void TILE_NAME(dots)(int64_t rows, int64_t n_columns, int64_t kc, const void *a_, int64_t lda,
+                                      const void *columns, int64_t ld_columns, void *c_, int64_t c_row, int64_t c_col,
+                                      const GemmEpilogue *e, int64_t row, int64_t col) {
+  const TILE_T *a = (const TILE_T *)a_;
+  for (int64_t i = 0; i < rows; i += 4) {
+    const TILE_T *a0 = a + i * lda, *a1 = a0 + (i + 1 < rows ? lda : 0), *a2 = a1 + (i + 2 < rows ? lda : 0);
+    const TILE_T *a3 = a2 + (i + 3 < rows ? lda : 0);
+    for (int64_t j = 0; j < n_columns; ++j) {
+      const TILE_T *b = (const TILE_T *)columns + j * ld_columns;
+      TILE_NAME(vec) s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+      TILE_T sum[4] = {0, 0, 0, 0};
+      int64_t k = 0;
+      for (; k + TILE_W <= kc; k += TILE_W) {
+        TILE_NAME(vec) x = *(const TILE_NAME(vec) *)(b + k);
+        s0 += x * *(const TILE_NAME(vec) *)(a0 + k), s1 += x * *(const TILE_NAME(vec) *)(a1 + k);
+        s2 += x * *(const TILE_NAME(vec) *)(a2 + k), s3 += x * *(const TILE_NAME(vec) *)(a3 + k);
+      }
+      for (; k < kc; ++k) {
+        sum[0] += b[k] * a0[k], sum[1] += b[k] * a1[k];
+        sum[2] += b[k] * a2[k], sum[3] += b[k] * a3[k];
+      }
+      for (int l = 0; l < TILE_W; ++l) sum[0] += s0[l], sum[1] += s1[l], sum[2] += s2[l], sum[3] += s3[l];
+      for (int64_t r = 0; r < 4 && i + r < rows; ++r) {
+        TILE_T v = sum[r], *o = (TILE_T *)c_ + (i + r) * c_row + j * c_col;
+        if (e->accumulate) v += *o;
+        if (e->row_bias) v += ((const TILE_T *)e->row_bias)[row + i + r];
+        if (e->col_bias) v += ((const TILE_T *)e->col_bias)[col + j];
+        *o = e->relu && v < 0 ? 0 : v;
+      }
+    }
+  }
+}
+
 #define TILE_ENTRY(M) {TILE_NAME(tile_##M##x1), TILE_NAME(tile_##M##x2)},
 static const GemmTiles TILE_NAME(tiles) = {
-    TILE_ROWS, TILE_W, TILE_NAME(pack), {{0, 0}, TILE_ENTRY(1) TILE_ENTRY(2) TILE_ENTRY(3) TILE_ENTRY(4)
+    TILE_ROWS, TILE_W, TILE_NAME(pack), TILE_NAME(dots),
+    {{0, 0}, TILE_ENTRY(1) TILE_ENTRY(2) TILE_ENTRY(3) TILE_ENTRY(4)
 #if TILE_ROWS >= 6
     TILE_ENTRY(5) TILE_ENTRY(6)
 #endif

@@ -161,6 +161,13 @@ LOOP(root, f32, float, float, x == -INFINITY ? INFINITY : sqrtf(x + 0.0f))
 LOOP(root, f64, double, double, x == -INFINITY ? INFINITY : sqrt(x + 0.0))
 LOOP(inverse, f32, float, float, 1 / x)
 LOOP(inverse, f64, double, double, 1 / x)
+/* A bool may be any byte: all but 0 are true. */
+LOOP(equal, bool, uint8_t, uint8_t, (x != 0) == (y != 0))
+LOOP(not_equal, bool, uint8_t, uint8_t, (x != 0) != (y != 0))
+LOOP(less, bool, uint8_t, uint8_t, (x == 0) & (y != 0))
+LOOP(less_equal, bool, uint8_t, uint8_t, (x == 0) | (y != 0))
+LOOP(greater, bool, uint8_t, uint8_t, (x != 0) & (y == 0))
+LOOP(greater_equal, bool, uint8_t, uint8_t, (x != 0) | (y == 0))
 LOOP(logical_and, bool, uint8_t, uint8_t, (x != 0) & (y != 0))
 LOOP(logical_or, bool, uint8_t, uint8_t, (x != 0) | (y != 0))
 LOOP(logical_xor, bool, uint8_t, uint8_t, (x != 0) ^ (y != 0))
@@ -222,9 +229,11 @@ static void binary_init(int isa) {
 #define FLOAT(s, T, k) SET(floor_div, s, k) SET(mod, s, k) SET(fmod, s, k) SET(atan2, s, k) SET(pow, s, k)
   KERNEL_FLOATS(FLOAT)
   SET(logical_and, bool, K_BOOL) SET(logical_or, bool, K_BOOL) SET(logical_xor, bool, K_BOOL)
-  SET(equal, u8, K_BOOL) SET(not_equal, u8, K_BOOL) SET(less, u8, K_BOOL) SET(less_equal, u8, K_BOOL)
-  SET(greater, u8, K_BOOL) SET(greater_equal, u8, K_BOOL)
-  SET(bitwise_and, u8, K_BOOL) SET(bitwise_or, u8, K_BOOL) SET(bitwise_xor, u8, K_BOOL)
+  SET(equal, bool, K_BOOL) SET(not_equal, bool, K_BOOL) SET(less, bool, K_BOOL) SET(less_equal, bool, K_BOOL)
+  SET(greater, bool, K_BOOL) SET(greater_equal, bool, K_BOOL)
+  binary_ops[B_bitwise_and].loop[K_BOOL] = logical_and_bool;
+  binary_ops[B_bitwise_or].loop[K_BOOL] = logical_or_bool;
+  binary_ops[B_bitwise_xor].loop[K_BOOL] = logical_xor_bool;
   for (int op = B_equal; op <= B_greater_equal; ++op) binary_ops[op].out = OUT_BOOL;
   binary_ops[B_div].refuses_zero = binary_ops[B_floor_div].refuses_zero = 1;
   binary_ops[B_mod].refuses_zero = binary_ops[B_fmod].refuses_zero = 1;

@@ -14,7 +14,7 @@
 typedef void (*CastLoop)(const void *x, void *y, int64_t n);
 
 #define CAST_TYPES(X)                                                                                        \
-  X(bool, uint8_t) X(i8, int8_t) X(i16, int16_t) X(i32, int32_t) \
+  X(i8, int8_t) X(i16, int16_t) X(i32, int32_t) \
   X(i64, int64_t) X(u8, uint8_t) X(u16, uint16_t)                          \
   X(u32, uint32_t) X(u64, uint64_t) X(f32, float) X(f64, double)
 
@@ -30,8 +30,16 @@ typedef void (*CastLoop)(const void *x, void *y, int64_t n);
 #define PLAIN(from, T, to, U) CAST_LOOP(from, T, to, U, v)
 #define TO_BOOL(from, T) CAST_LOOP(from, T, bool, uint8_t, v != 0)
 CAST_TYPES(TO_BOOL)
+TO_BOOL(bool, uint8_t)
 #define TO_FLOATS(from, T) CAST_LOOP(from, T, f32, float, v) CAST_LOOP(from, T, f64, double, v)
 CAST_TYPES(TO_FLOATS)
+/* A bool may be any byte: all but 0 are 1. */
+CAST_LOOP(bool, uint8_t, f32, float, v != 0)
+CAST_LOOP(bool, uint8_t, f64, double, v != 0)
+CAST_LOOP(bool, uint8_t, u8, uint8_t, v != 0)
+CAST_LOOP(bool, uint8_t, u16, uint16_t, v != 0)
+CAST_LOOP(bool, uint8_t, u32, uint32_t, v != 0)
+CAST_LOOP(bool, uint8_t, u64, uint64_t, v != 0)
 /* Integer to integer depends on the target's width only. */
 #define INT_TO_INTS(from, T, k)                                                                             \
   PLAIN(from, T, u8, uint8_t) PLAIN(from, T, u16, uint16_t) PLAIN(from, T, u32, uint32_t) PLAIN(from, T, u64, uint64_t)
@@ -75,7 +83,7 @@ static void cast_odd_f64_f32(const double *in, float *out, int64_t n) {
   {cast_##from##_bool, cast_##from##_i8, cast_##from##_i16, cast_##from##_i32, cast_##from##_i64, cast_##from##_u8, \
    cast_##from##_u16, cast_##from##_u32, cast_##from##_u64, NULL, NULL, cast_##from##_f32, cast_##from##_f64}
 static const CastLoop cast_loops[K_COUNT][K_COUNT] = {
-    [K_BOOL] = INT_ROW(u8), [K_I8] = INT_ROW(i8), [K_I16] = INT_ROW(i16), [K_I32] = INT_ROW(i32),
+    [K_BOOL] = INT_ROW(bool), [K_I8] = INT_ROW(i8), [K_I16] = INT_ROW(i16), [K_I32] = INT_ROW(i32),
     [K_I64] = INT_ROW(i64), [K_U8] = INT_ROW(u8), [K_U16] = INT_ROW(u16), [K_U32] = INT_ROW(u32),
     [K_U64] = INT_ROW(u64),
     [K_F32] = FLOAT_ROW(f32), [K_F64] = FLOAT_ROW(f64),

@@ -54,7 +54,7 @@ static void combine_run(int dtype, int reduction, char *dst, const char *src, in
 #undef ROW
     default: /* bool: add and max are or, mul and min are and */
       for (int64_t i = 0; i < n; ++i)
-        dst[i] = reduction == COMBINE_ADD || reduction == COMBINE_MAX ? dst[i] | src[i] : dst[i] & src[i];
+        dst[i] = reduction == COMBINE_ADD || reduction == COMBINE_MAX ? dst[i] | src[i] : (dst[i] != 0) & (src[i] != 0);
   }
 }
 
@@ -69,7 +69,7 @@ static uint64_t order_key(int dtype, const char *p) {
     KERNEL_UNSIGNED(UNSIGNED)
 #undef SIGNED
 #undef UNSIGNED
-    case K_BOOL: return *(const uint8_t *)p;
+    case K_BOOL: return *(const uint8_t *)p != 0;
     default: {
       double d;
       uint64_t bits;

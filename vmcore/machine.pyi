@@ -1,8 +1,10 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Never, Self, final
 
 from typing_extensions import disjoint_base
+
+from vmcore.library import Library
 
 @final
 class BoundFunction:
@@ -23,6 +25,7 @@ class Machine:
         describe: Callable[[BaseException, list[tuple[int, int]]], None],
         pooled: bool = True,
         gil: str = "auto",
+        libraries: Iterable[Library] = (),
     ) -> Self: ...
     def function(self, name: str) -> BoundFunction: ...
     def set_instrument(self, instrument: Callable[..., Any] | None) -> Callable[..., Any] | None: ...

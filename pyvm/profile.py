@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import statistics
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from pyvm.executable import VMExecutable
+from pyvm.executable import VM_FUNC, VMExecutable
 from vmcore.errors import ArgumentValueError
 from vmcore.machine import Machine
 from vmcore.objects import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TimeResult:
     """Seconds per call, one figure per measurement."""
 
@@ -46,6 +47,9 @@ class TimeResult:
     def __str__(self) -> str:
         fields = ("mean", "median", "min", "max", "std")
         return "  ".join(f"{name} {format_seconds(getattr(self, name))}" for name in fields)
+
+    def __repr__(self) -> str:
+        return f"TimeResult({len(self.results)} measurements: {self})"
 
 
 def format_seconds(seconds: float) -> str:
@@ -80,16 +84,54 @@ def time_calls(call: Callable[[], Any], number: int, repeat: int, min_repeat_ms:
 
 @dataclass(frozen=True)
 class CallRecord:
-    """One executed Call instruction; times in ns since the first one started."""
+    """One executed Call instruction; times in ns since the run began.
+
+    Attributes
+    ----------
+    pc : int
+    function : str
+        Whose instruction it is.
+    name : str
+        The callee.
+    source : str or None
+        The source operator, where the executable knows it.
+    start_ns, end_ns : int
+    allocated_bytes : int
+        Of storages that were requested meanwhile, also by nested calls.
+    depth : int
+        Nesting of VM calls.
+    thread : int
+    args : tuple of str
+        Tensors by element type and shape, other values as they print.
+    result : str
+    """
 
     pc: int
+    function: str
     name: str
     source: str | None
     start_ns: int
     end_ns: int
+    allocated_bytes: int
     depth: int
     thread: int
     args: tuple[str, ...]
+    result: str
+
+
+@dataclass
+class InstructionSummary:
+    """All executions of one Call instruction. `self_ns` leaves out the Calls that ran inside it."""
+
+    function: str
+    pc: int
+    name: str
+    source: str | None
+    args: tuple[str, ...]
+    calls: int = 0
+    total_ns: int = 0
+    self_ns: int = 0
+    allocated_bytes: int = 0
 
 
 class Profile:
@@ -97,13 +139,19 @@ class Profile:
 
     Attributes
     ----------
+    name : str
+        The function that was run.
     records : list of CallRecord
+    total_ns : int
+        Of the whole run, what the profiler takes included.
     result : object
         What the run returned.
     """
 
-    def __init__(self, records: list[CallRecord], result: Any) -> None:
+    def __init__(self, name: str, records: list[CallRecord], total_ns: int, result: Any) -> None:
+        self.name = name
         self.records = records
+        self.total_ns = total_ns
         self.result = result
 
     def by_name(self) -> list[tuple[str, int, int]]:
@@ -115,32 +163,109 @@ class Profile:
             entry[1] += record.end_ns - record.start_ns
         return sorted(((name, n, ns) for name, (n, ns) in sums.items()), key=lambda row: -row[2])
 
+    def by_instruction(self) -> list[InstructionSummary]:
+        """One entry per Call instruction, by its own time, most expensive first. Shapes are those of its first run."""
+        inner = self._inner_ns()
+        rows: dict[int, InstructionSummary] = {}
+        for record, inside in zip(self.records, inner, strict=True):
+            row = rows.get(record.pc)
+            if row is None:
+                row = InstructionSummary(record.function, record.pc, record.name, record.source, record.args)
+                rows[record.pc] = row
+            row.calls += 1
+            row.total_ns += record.end_ns - record.start_ns
+            row.self_ns += record.end_ns - record.start_ns - inside
+            row.allocated_bytes += record.allocated_bytes
+        return sorted(rows.values(), key=lambda row: -row.self_ns)
+
+    def _inner_ns(self) -> list[int]:
+        """Per record, the time of the Calls directly inside it. Records are in the order in which they ended."""
+        inner = [0] * len(self.records)
+        open_by_thread: dict[int, list[int]] = {}  # records that no later one contains so far
+        for i, record in enumerate(self.records):
+            waiting = open_by_thread.setdefault(record.thread, [])
+            while waiting and self.records[waiting[-1]].start_ns >= record.start_ns:
+                child = self.records[waiting.pop()]
+                inner[i] += child.end_ns - child.start_ns
+            waiting.append(i)
+        return inner
+
+    _COLUMNS = ("instruction", "callee", "calls", "total us", "self us", "share", "bytes", "arguments", "source")
+
+    def _rows(self, limit: int) -> list[tuple[str, ...]]:
+        summaries = self.by_instruction()
+        whole = sum(row.self_ns for row in summaries) or 1
+        return [
+            (
+                f"@{row.function} {row.pc}",
+                row.name,
+                str(row.calls),
+                f"{row.total_ns / 1e3:.1f}",
+                f"{row.self_ns / 1e3:.1f}",
+                f"{100 * row.self_ns / whole:.1f}%",
+                str(row.allocated_bytes),
+                ", ".join(row.args),
+                row.source or "",
+            )
+            for row in summaries[:limit]
+        ]
+
     def table(self, limit: int = 20) -> str:
-        """The most expensive callees as text."""
-        outermost = sum(r.end_ns - r.start_ns for r in self.records if r.depth == 0) or 1
-        lines = [f"{'callee':<40} {'calls':>7} {'total us':>12} {'share':>7}"]
-        for name, n, ns in self.by_name()[:limit]:
-            lines.append(f"{name:<40} {n:>7} {ns / 1e3:>12.1f} {100 * ns / outermost:>6.1f}%")
+        """The most expensive instructions as text."""
+        rows = [self._COLUMNS, *self._rows(limit)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self._COLUMNS))]
+        lines = []
+        for row in rows:
+            cells = [
+                cell.rjust(width) if 2 <= i <= 6 else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append("  ".join(cells).rstrip())
         return "\n".join(lines)
+
+    def __rich__(self) -> Any:
+        """The table for `rich.print`."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.name}: {self.total_ns / 1e3:.1f} us")
+        for i, column in enumerate(self._COLUMNS):
+            table.add_column(column, justify="right" if 2 <= i <= 6 else "left", overflow="fold")
+        for row in self._rows(20):
+            table.add_row(*row)
+        return table
+
+    def show(self) -> None:
+        """Prints the table, in colour and fitted to the terminal where `rich` is installed."""
+        if importlib.util.find_spec("rich") is None:
+            print(self.table())
+        else:
+            from rich.console import Console
+
+            Console().print(self)
 
     def as_json(self) -> str:
         """All records as JSON."""
-        return json.dumps([record.__dict__ for record in self.records])
+        return json.dumps([asdict(record) for record in self.records])
 
     def as_chrome_trace(self) -> str:
         """The run in the trace event format of Chrome and Perfetto; VM calls nest."""
-        events = [
-            {
-                "name": r.name,
-                "ph": "X",
-                "ts": r.start_ns / 1e3,
-                "dur": (r.end_ns - r.start_ns) / 1e3,
-                "pid": 0,
-                "tid": r.thread,
-                "args": {"pc": r.pc, "source": r.source, "args": list(r.args)},
-            }
-            for r in self.records
+        thread = threading.get_ident()
+        events: list[dict[str, Any]] = [
+            {"name": self.name, "ph": "X", "ts": 0.0, "dur": self.total_ns / 1e3, "pid": 0, "tid": thread, "args": {}}
         ]
+        for r in self.records:
+            details = {
+                "pc": r.pc,
+                "function": r.function,
+                "source": r.source,
+                "args": list(r.args),
+                "result": r.result,
+                "bytes": r.allocated_bytes,
+            }
+            begin, duration = r.start_ns / 1e3, (r.end_ns - r.start_ns) / 1e3
+            events.append(
+                {"name": r.name, "ph": "X", "ts": begin, "dur": duration, "pid": 0, "tid": r.thread, "args": details}
+            )
         return json.dumps({"traceEvents": events, "displayTimeUnit": "ns"})
 
     def __str__(self) -> str:
@@ -150,36 +275,43 @@ class Profile:
 def _brief(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{value.dtype}({', '.join(map(str, value.shape))})"
+    if type(value) is tuple:
+        return f"({', '.join(map(_brief, value))})"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def profile_calls(machine: Machine, executable: VMExecutable, call: Callable[[], Any]) -> Profile:
-    """Runs `call` with the profiler of `machine` on."""
+def profile_calls(machine: Machine, executable: VMExecutable, name: str, call: Callable[[], Any]) -> Profile:
+    """Runs `call`, the function `name`, with the profiler of `machine` on."""
     records: list[CallRecord] = []
-    first: list[int] = []
+    ranges = [info for info in executable.functions if info.kind == VM_FUNC]
+    owner = {pc: info.name for info in ranges for pc in range(info.start_instr, info.end_instr)}
 
-    def record(pc: int, index: int, start_ns: int, end_ns: int, depth: int, args: list[Any]) -> None:
-        if not first:
-            first.append(start_ns)
-        begin = min(first[0], start_ns)
+    def record(
+        pc: int, index: int, start_ns: int, end_ns: int, depth: int, allocated: int, args: list[Any], result: Any
+    ) -> None:
         records.append(
             CallRecord(
                 pc,
+                owner[pc],
                 executable.functions[index].name,
                 executable.debug[pc],
                 start_ns - begin,
                 end_ns - begin,
+                allocated,
                 depth,
                 threading.get_ident(),
                 tuple(map(_brief, args)),
+                _brief(result),
             )
         )
 
     with machine.profile_lock:  # one profile at a time; inside a profiled call, the inner one takes over
         before = machine.set_profiler(record)
+        begin = time.monotonic_ns()  # the clock of the records
         try:
             result = call()
         finally:
+            total = time.monotonic_ns() - begin
             machine.set_profiler(before)
-    return Profile(records, result)
+    return Profile(name, records, total, result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,8 @@ class VirtualMachine:
         If the executable cannot be read or breaks a rule of the verifier.
     FunctionNotFoundError
         If it calls functions that are not registered; the message lists them all.
+    LinkError
+        If it has compiled functions that are in none of the libraries.
     ValueError
         For an unknown device or memory configuration.
     """
@@ -93,7 +96,9 @@ class VirtualMachine:
     ) -> None:
         if not isinstance(executable, VMExecutable):
             executable = load_executable(executable)
-        for one in [device] if isinstance(device, Device) else device or [cpu()]:
+        for one in [device] if isinstance(device, (Device, str)) else device or [cpu()]:
+            if not isinstance(one, Device):
+                raise TypeError(f"VirtualMachine: expected a Device such as pyvm.cpu(), got {one!r}")
             if one != cpu():
                 raise ValueError(f"VirtualMachine: device {one!r} is not available, programs run on cpu(0)")
         if memory_cfg not in (None, "pooled", "naive"):
@@ -187,14 +192,26 @@ class VirtualMachine:
     def set_instrument(self, instrument: Callable[..., int | None] | None) -> None:
         """Calls `instrument(func, name, before_run, ret_value, *args)` before and after every Call instruction.
 
-        `func` is None (functions are known by name here); returning VMInstrumentReturnKind.SKIP_RUN before a call
-        skips it. None removes the instrument. Calls that run already are not affected.
+        Parameters
+        ----------
+        instrument : callable or None
+            `func` is the callee: a Python callable, a Function, or a function of this machine. `ret_value` is None
+            before the call. The VM itself (%vm) shows as None among the arguments. VMInstrumentReturnKind.SKIP_RUN,
+            returned before a call, skips it; its result is None then. An exception ends the run. None removes the
+            instrument.
+
+        Notes
+        -----
+        Calls that run already are not affected. Nested VM calls use the C stack while an instrument is set.
         """
         functions = self.executable.functions
+        machine = weakref.ref(self._machine)  # the machine owns the hook
 
         def hook(index: int, before: bool, ret: Any, args: list[Any]) -> bool:
             assert instrument is not None
-            return instrument(None, functions[index].name, before, ret, *args) == VMInstrumentReturnKind.SKIP_RUN
+            alive = machine()
+            func = None if alive is None else alive.callee(index)
+            return instrument(func, functions[index].name, before, ret, *args) == VMInstrumentReturnKind.SKIP_RUN
 
         self._machine.set_instrument(None if instrument is None else hook)
 
@@ -211,11 +228,11 @@ class VirtualMachine:
         return lambda *args: time_calls(lambda: function(*args), number, repeat, min_repeat_ms)
 
     def profile(self, name: str, *args: Any) -> Profile:
-        """Runs `name` once and reports the time of every Call instruction. Other threads' calls are recorded too."""
+        """Runs `name` once and reports what every Call instruction took. Other threads' calls are recorded too."""
         from pyvm.profile import profile_calls
 
         function = self[name]
-        return profile_calls(self._machine, self.executable, lambda: function(*args))
+        return profile_calls(self._machine, self.executable, name, lambda: function(*args))
 
     # ---- memory
 
@@ -224,7 +241,7 @@ class VirtualMachine:
         return self._machine.trim()
 
     def memory_report(self) -> dict[str, int]:
-        """live_bytes, peak_bytes and pooled_bytes of storages, and the counts n_allocations and n_pool_hits."""
+        """Bytes of storages (live, peak, pooled, total) and the counts n_allocations and n_pool_hits."""
         return self._machine.memory_report()
 
     def __repr__(self) -> str:

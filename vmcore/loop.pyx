@@ -23,7 +23,7 @@ from vmcore.program cimport (
     tensor_cache_take, value_drop, value_put, value_replace, value_reset,
 )
 from vmcore.status cimport fail
-from vmcore.storage cimport Allocator, storage_alloc
+from vmcore.storage cimport Allocator, allocator_report, storage_alloc
 from vmcore.value cimport (
     ERR_ALLOC, ERR_DEADLINE, ERR_INDEX, ERR_INTERNAL, ERR_PYTHON, ERR_RECURSION, ERR_TYPE, VT_ARRAY, VT_BOOL, VT_CLOSURE,
     VT_FUNCTION, VT_INT, VT_NONE, VT_OPAQUE_PTR, VT_STORAGE, VT_TENSOR, FunctionObj, Object, PackedFn, StorageObj,
@@ -129,6 +129,11 @@ cdef int poll(Context* cx) noexcept nogil:
                 return fail(ERR_PYTHON, "")
     drop_gil(cx)  # even a long run of cheap instructions lets other threads in
     return 0
+
+
+cdef inline bint deadline_passed() noexcept nogil:
+    """Asked before every Python callee, whose time the budget does not know."""
+    return vm_deadline_ns != 0 and now_ns() > vm_deadline_ns
 
 
 cdef inline int before_kernel(Context* cx, CallSite* site, const Value* args) noexcept nogil:
@@ -561,6 +566,8 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             site = <CallSite*>pc.p
             for k in range(site.n_args):
                 value_copy(&args[k], operand_at(base, literals, site.args[k]))
+            if deadline_passed() and poll(cx) != 0:
+                break
             hold_gil(cx)
             if (<PythonCall>call_python)(site.self, args, site.n_args, &ret) != 0:
                 fail(ERR_PYTHON, "")
@@ -766,7 +773,7 @@ cdef int call_hooked(Context* cx, VmFunc* func, Insn* pc, Value* base, Value* re
     cdef int32_t k, done
     cdef int status = -1
     cdef int skip = 0
-    cdef int64_t started, ended
+    cdef int64_t started, ended, allocated
     global vm_native_depth
     if vm_native_depth >= MAX_NATIVE_DEPTH:
         return native_recursion_error()
@@ -783,6 +790,7 @@ cdef int call_hooked(Context* cx, VmFunc* func, Insn* pc, Value* base, Value* re
             fail(ERR_PYTHON, "")
         else:
             status = 0
+            allocated = allocator_report(<Allocator*>cx.program.allocator).total_bytes
             started = now_ns()
             if skip == 0:
                 cx.depth += 1
@@ -793,7 +801,10 @@ cdef int call_hooked(Context* cx, VmFunc* func, Insn* pc, Value* base, Value* re
             ended = now_ns()
             if status == 0:
                 hold_gil(cx)
-                status = (<AfterCall>hook_after)(cx, site, args, ret, pc - cx.program.hooked_code, started, ended)
+                allocated = allocator_report(<Allocator*>cx.program.allocator).total_bytes - allocated
+                status = (<AfterCall>hook_after)(
+                    cx, site, args, ret, pc - cx.program.hooked_code, started, ended, allocated
+                )
                 cx.frame = mine
                 if status != 0:
                     fail(ERR_PYTHON, "")
@@ -809,6 +820,8 @@ cdef int call_plain(
     cdef int32_t k
     if site.callee.kind == FUNC_PACKED:
         if site.callee.packed.is_python and pc.n == 0:
+            if deadline_passed() and poll(cx) != 0:
+                return -1
             hold_gil(cx)
             if (<PythonCall>call_python)(site.self, args, site.n_args, ret) != 0:
                 return fail(ERR_PYTHON, "")
@@ -835,7 +848,8 @@ cdef int call_plain(
 
 ctypedef int (*HookCall)(Context* cx, CallSite* site, const Value* args, Value* ret) noexcept nogil
 ctypedef int (*AfterCall)(
-    Context* cx, CallSite* site, const Value* args, Value* ret, int64_t pc, int64_t started, int64_t ended
+    Context* cx, CallSite* site, const Value* args, Value* ret, int64_t pc, int64_t started, int64_t ended,
+    int64_t allocated,
 ) noexcept nogil
 
 
@@ -859,13 +873,15 @@ cdef int hook_before(Context* cx, CallSite* site, const Value* args, Value* ret)
 
 
 cdef int hook_after(
-    Context* cx, CallSite* site, const Value* args, Value* ret, int64_t pc, int64_t started, int64_t ended
+    Context* cx, CallSite* site, const Value* args, Value* ret, int64_t pc, int64_t started, int64_t ended,
+    int64_t allocated,
 ) except -1:
     cdef object hook  # a reference of our own, as in hook_before
+    cdef object result = None if value_type(ret) == VT_OPAQUE_PTR else from_value(ret)
     if cx.program.profiler != NULL:
         hook = <object>cx.program.profiler
-        hook(pc, site.func_index, started, ended, cx.depth, visible_args(site, args))
+        hook(pc, site.func_index, started, ended, cx.depth, allocated, visible_args(site, args), result)
     if cx.program.instrument != NULL:
         hook = <object>cx.program.instrument
-        hook(site.func_index, False, None if value_type(ret) == VT_OPAQUE_PTR else from_value(ret), visible_args(site, args))
+        hook(site.func_index, False, result, visible_args(site, args))
     return 0

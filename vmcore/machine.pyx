@@ -12,7 +12,7 @@ from libc.stdlib cimport calloc, free
 
 from vmcore.loop cimport invoke, now_ns, set_thread_deadline, thread_deadline
 from vmcore.objects cimport (
-    ClosureObj, Tensor, borrow_array, own_array, release_python, take_value, tensor_new, to_value,
+    ClosureObj, Tensor, borrow_array, from_value, own_array, release_python, take_value, tensor_new, to_value,
 )
 from vmcore.program cimport (
     FUNC_PACKED, GIL_AUTO, GIL_HOLD, GIL_RELEASE, MAX_RECURSION, N_ARRAY_HEADERS, REGISTER_STACK_BYTES,
@@ -21,7 +21,7 @@ from vmcore.program cimport (
 from vmcore.status cimport fail, raise_status, take_error
 from vmcore.storage cimport allocator_report, allocator_trim
 from vmcore.value cimport (
-    ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_OPAQUE_PTR, VT_TENSOR, StorageObj, TensorObj, Value, fail_format,
+    ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_FUNCTION, VT_OPAQUE_PTR, VT_TENSOR, StorageObj, TensorObj, Value, fail_format,
     object_release, object_retain, value_clear, value_copy, value_retain, value_set, value_set_none,
     value_type,
 )
@@ -447,6 +447,16 @@ cdef class Machine:
         known = ", ".join(info.name for info in self.parts.functions if info.kind != FUNC_PACKED)
         raise errors.FunctionNotFoundError(f"the executable has no function {name!r}; it has: {known}")
 
+    def callee(self, index):
+        """Function `index` of the function table as a callable."""
+        cdef Value v
+        if not 0 <= index < self.program.n_funcs:
+            raise IndexError(f"callee: {index} is outside a table of {self.program.n_funcs} functions")
+        if self.program.funcs[<int32_t>index].packed == NULL:
+            return self.function(self.parts.functions[index].name)
+        value_set(&v, VT_FUNCTION, <int64_t>self.program.funcs[<int32_t>index].packed)
+        return from_value(&v)
+
     def set_instrument(self, instrument):
         """Sets the instrument, called as f(func_index, before, ret, args), or clears it with None.
 
@@ -455,7 +465,8 @@ cdef class Machine:
         return self.set_hook(instrument, &self.program.instrument)
 
     def set_profiler(self, profiler):
-        """Sets the profiler, called as f(pc, func_index, start_ns, end_ns, depth, args), or clears it with None."""
+        """Sets the profiler, or clears it with None. It is called after each Call that succeeded, as
+        f(pc, func_index, start_ns, end_ns, depth, allocated_bytes, args, result)."""
         return self.set_hook(profiler, &self.program.profiler)
 
     cdef object set_hook(self, object hook, void** place):

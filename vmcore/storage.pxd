@@ -11,6 +11,7 @@ cdef struct AllocatorReport:
     int64_t pooled_bytes    # kept for reuse
     int64_t n_allocations   # requests so far
     int64_t n_pool_hits     # requests served from the pool
+    int64_t total_bytes     # requested so far
 
 cdef Allocator* allocator_new(bint pooled) noexcept nogil
 cdef bint allocator_is_pooled(Allocator* allocator) noexcept nogil

@@ -153,6 +153,7 @@ cdef StorageObj* storage_alloc(Allocator* allocator, int64_t nbytes) noexcept no
         pthread_mutex_unlock(&self.lock)
         return NULL
     self.books.n_allocations += 1
+    self.books.total_bytes += nbytes
     if self.pooled:
         block = self.free_blocks[size_class]
         if block != NULL:

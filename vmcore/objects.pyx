@@ -46,8 +46,6 @@ cdef extern from "Python.h":
     void Py_XDECREF_ptr "Py_XDECREF"(PyObject*)
     void PyErr_Fetch(PyObject** kind, PyObject** value, PyObject** traceback)
     void PyErr_Restore(PyObject* kind, PyObject* value, PyObject* traceback)
-    int Py_EnterRecursiveCall(const char* where) except -1
-    void Py_LeaveRecursiveCall()
 
 cdef extern from *:
     """
@@ -633,6 +631,10 @@ cdef int to_value(object source, Value* out) except -1:
 
     Raises TypeError, ValueError or OverflowError for what has no Value; then `out` is none.
     """
+    return nested_to_value(source, out, 0)
+
+
+cdef int nested_to_value(object source, Value* out, int depth) except -1:
     cdef Py_ssize_t i, n
     cdef ArrayObj* array
     cdef ShapeObj* shape
@@ -671,12 +673,10 @@ cdef int to_value(object source, Value* out) except -1:
         array = array_new(n)
         check_pointer(array)
         try:
-            Py_EnterRecursiveCall(" while a nested tuple becomes a value")  # a list may contain itself
-            try:
-                for i in range(n):
-                    to_value(items[i], &array.data[i])
-            finally:
-                Py_LeaveRecursiveCall()
+            if depth >= MAX_NESTING:  # a list may contain itself
+                raise errors.RecursionLimitError(f"a tuple nested more than {MAX_NESTING} deep cannot become a value")
+            for i in range(n):
+                nested_to_value(items[i], &array.data[i], depth + 1)
         except BaseException:
             object_release(array)
             raise

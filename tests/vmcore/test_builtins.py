@@ -1,7 +1,7 @@
 """Every builtin: results as the reference interpreter has them, kinds of error as TVM raises them.
 
-The programs are those of the comparison with TVM (tests/tvm_parity); `golden/builtin_errors.json` has what TVM 0.27 raised
-for each of them ("crash" where it ended the process), so that this runs where TVM is not installed.
+The programs are those of the comparison with TVM (tests/tvm_parity); `golden/builtin_errors.json` has what TVM 0.27
+raised for each of them ("crash" where it ended the process), so that this runs where TVM is not installed.
 """
 
 from __future__ import annotations

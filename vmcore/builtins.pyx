@@ -424,7 +424,9 @@ cdef int b_match_shape(void* self, const Value* args, int32_t n_args, Value* ret
     if value_str(&args[n_args - 1], NULL) == NULL:
         return wrong_kind("match_shape", n_args - 1, "a string (context)", &args[n_args - 1])
     if not is_int(&args[2]) or n < 0 or n > n_args or 2 * n + 4 != n_args:
-        return fail_format(fail, ERR_INTERNAL, "match_shape: %d arguments do not fit a shape of %lld", n_args, <long long>n)
+        return fail_format(
+            fail, ERR_INTERNAL, "match_shape: %d arguments do not fit a shape of %lld", n_args, <long long>n
+        )
     text_of(&args[n_args - 1], context)
     if size != n:
         return fail_format(

@@ -14,10 +14,7 @@ from vmcore.objects cimport Function, function_from_native
 from vmcore.registry cimport registry_get
 from vmcore.status cimport fail, last_error_kind, last_error_text
 from vmcore.threads cimport TaskFn, parallel_for, thread_count
-from vmcore.value cimport (
-    ERR_DEADLINE, ERR_NOT_FOUND, ERR_PYTHON, FunctionObj, Object, PackedFn, Value, fail_format, object_release,
-    object_retain,
-)
+from vmcore.value cimport ERR_DEADLINE, ERR_PYTHON, FunctionObj, PackedFn, Value, object_release, object_retain
 
 from vmcore import errors
 
@@ -109,8 +106,9 @@ host.thread_count = thread_count
 cdef class Library:
     """A shared library; `load_library` makes it.
 
-    Its kernels get tensors, scalars, strings (as C strings) and None; any other object is refused with ArgumentTypeError.
-    A tensor whose data is not 64-byte aligned is passed as an aligned copy, and what the kernel changed is copied back.
+    Its kernels get tensors, scalars, strings (as C strings) and None; any other object is refused with
+    ArgumentTypeError. A tensor whose data is not 64-byte aligned is passed as an aligned copy, and what the kernel
+    changed is copied back.
     """
 
     def __init__(self):

@@ -21,7 +21,8 @@ from vmcore.program cimport (
 from vmcore.status cimport fail, raise_status, take_error
 from vmcore.storage cimport allocator_report, allocator_trim
 from vmcore.value cimport (
-    ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_FUNCTION, VT_OPAQUE_PTR, VT_TENSOR, StorageObj, TensorObj, Value, fail_format,
+    ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_FUNCTION, VT_OPAQUE_PTR, VT_TENSOR, StorageObj,
+    TensorObj, Value, fail_format,
     object_release, object_retain, value_clear, value_copy, value_retain, value_set, value_set_none,
     value_type,
 )

@@ -150,7 +150,7 @@ cdef void release_python(void* owner) noexcept nogil:
 
 
 cdef void drop_python(PyObject* owner) noexcept:
-    """Drops a reference. A destructor may run any code, so an error that is on its way, ours or Python's, is put aside."""
+    """Drops a reference. A destructor may run any code, so an error on its way, ours or Python's, is put aside."""
     cdef SavedError saved
     cdef PyObject* kind
     cdef PyObject* value

@@ -48,7 +48,9 @@ cdef extern from *:
     int64_t counter_add(int64_t* counter, int64_t n) nogil
 
 cdef extern from "<pthread.h>" nogil:
-    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil)
+    int pthread_atfork(
+        void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil, void (*child)() noexcept nogil
+    )
 
 cdef extern from *:
     """

@@ -162,9 +162,9 @@ class _FunctionCodeGen:
                     reads[target] = source
         spare: list[int] = []
         while pending:
-            target = next((t for t in pending if all(reads[u] != t for u in reads if u != t)), None)
-            if target is None:  # only cycles are left: one value steps aside
-                target = next(iter(pending))
+            ready = next((t for t in pending if all(reads[u] != t for u in reads if u != t)), None)
+            target = next(iter(pending)) if ready is None else ready
+            if ready is None:  # only cycles are left: one value steps aside
                 self._registers.size += 1
                 spare.append(self._registers.size - 1)
                 builder.emit_call(

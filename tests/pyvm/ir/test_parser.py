@@ -31,6 +31,7 @@ from pyvm.ir import (
     TensorStructInfo,
     Tuple,
     Var,
+    VarBinding,
     call_packed,
     check_well_formed,
     parse,

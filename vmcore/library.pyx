@@ -43,7 +43,7 @@ cdef extern from "<string.h>" nogil:
 cdef double LIBRARY_NS_PER_BYTE = 1.0  # a guess: kernels of libraries do not say how long they run
 
 cdef dict _libraries = {}  # handle -> Library; for ever, see the module's docstring
-cdef list _lent = []       # functions whose address a library has taken
+cdef dict _lent = {}       # functions whose address a library has taken; for ever, too
 
 
 # ---- what libraries ask of their host --------------------------------------------------------------------------------
@@ -73,11 +73,14 @@ cdef int lookup_or_raise(void* token, const char* name, void** out) except -1:
         raise errors.FunctionNotFoundError(
             f"Cannot find function {text}: it is neither in {library.path} nor in the registry"
         )
+    out[0] = f
+    if <size_t>f in _lent:
+        object_release(f)
+        return 0
     face = Function.__new__(Function)
     face.obj = &f.head
     face.name = text
-    _lent.append(face)
-    out[0] = f
+    _lent[<size_t>f] = face
     return 0
 
 

@@ -271,7 +271,7 @@ cdef extern from "<stdlib.h>" nogil:
 
 
 cdef Value* function_list(Context* cx) noexcept nogil:
-    """This context's list of the program's functions for compiled code: one entry each, after a word for the context."""
+    """This context's list of the functions for compiled code: one entry each, after a word for the context."""
     cdef Program* program = cx.program
     cdef int32_t i
     if cx.functions == NULL:
@@ -324,7 +324,7 @@ cdef int run_native(Context* cx, VmFunc* func, Value* params, Value* out) noexce
 
 
 cdef int call_native(Context* cx, VmFunc* func, Value* params, Value* out) noexcept nogil:
-    """Runs a compiled function on the register list at `params`, whose first registers hold its arguments; out := result.
+    """Runs a compiled function on the register list at `params`, which begins with its arguments; out := result.
 
     The list is none afterwards. The frame record at cx.frame is its own, and stays for the traceback when it fails.
     """
@@ -417,8 +417,8 @@ cdef int call_nested(Context* cx, ClosureObj* closure, const Value* args, int32_
     cdef int status
     if n + closure.n_saved != callee.n_params:
         return fail_format(
-            fail, ERR_TYPE, "invoke_closure: the function takes %d arguments, got %d and %d captured", callee.n_params, n,
-            closure.n_saved,
+            fail, ERR_TYPE, "invoke_closure: the function takes %d arguments, got %d and %d captured",
+            callee.n_params, n, closure.n_saved,
         )
     if cx.frame >= cx.frames_end or params + callee.n_regs > cx.stack_end:
         return recursion_error()

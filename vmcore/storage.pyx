@@ -2,7 +2,8 @@
 
 A storage is one block: 64 bytes of header, then the data, both 64-byte aligned. A pooled allocator keeps freed blocks
 in size classes (four per power of two, so at most 25 % of a block is unused) and never keeps more than what brings the
-sum of live and kept bytes to 1.5 times the peak of live bytes.
+sum of live and kept bytes to 1.5 times the peak of the bytes asked for: before a new block is made, kept ones that would
+exceed that are given back. Large blocks are mapped one by one, so that what is given back leaves no holes in the heap.
 
 OWNERSHIP: the creator of an allocator holds one reference, and so does every storage: tensors may outlive the virtual
 machine that made them.
@@ -40,11 +41,26 @@ cdef extern from *:
       *capacity = ((int64_t)1 << log2) + quarter * step;
       return 4 * (log2 - 6) + (int)quarter;
     }
+    #include <stdlib.h>
+    #include <sys/mman.h>
+    #define MAPPED_BYTES ((int64_t)1 << 17) /* blocks of at least this capacity are mapped */
+    static void *block_new(int64_t capacity) {
+      void *memory = NULL;
+      if (capacity < MAPPED_BYTES) return posix_memalign(&memory, 64, (size_t)capacity + STORAGE_HEADER) ? NULL : memory;
+      memory = mmap(NULL, (size_t)capacity + STORAGE_HEADER, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      return memory == MAP_FAILED ? NULL : memory;
+    }
+    static void block_free(void *block, int64_t capacity) {
+      if (capacity < MAPPED_BYTES) free(block);
+      else munmap(block, (size_t)capacity + STORAGE_HEADER);
+    }
     static int64_t counter_add(int64_t *counter, int64_t n) { return __atomic_add_fetch(counter, n, __ATOMIC_ACQ_REL); }
     """
     enum:
         STORAGE_HEADER, STORAGE_CLASSES
     int storage_class(int64_t nbytes, int64_t* capacity) nogil
+    void* block_new(int64_t capacity) nogil
+    void block_free(void* block, int64_t capacity) nogil
     int64_t counter_add(int64_t* counter, int64_t n) nogil
 
 cdef extern from "<pthread.h>" nogil:
@@ -74,6 +90,7 @@ cdef struct Pool:  # what an Allocator is
     int64_t references
     bint pooled
     AllocatorReport books
+    int64_t asked_bytes, peak_asked_bytes  # as books' live and peak bytes, without what rounding up to a class adds
     StorageObj* free_blocks[STORAGE_CLASSES]  # chained through `owner`
 
 
@@ -140,13 +157,59 @@ cdef void allocator_release(Allocator* allocator) noexcept nogil:
         free(self)
 
 
+cdef void count_live(Pool* self, int64_t nbytes, int64_t capacity) noexcept nogil:
+    self.books.live_bytes += capacity
+    if self.books.live_bytes > self.books.peak_bytes:
+        self.books.peak_bytes = self.books.live_bytes
+    self.asked_bytes += nbytes
+    if self.asked_bytes > self.peak_asked_bytes:
+        self.peak_asked_bytes = self.asked_bytes
+
+
+cdef StorageObj* evict(Pool* self, int64_t nbytes, int64_t capacity) noexcept nogil:
+    """Takes kept blocks out, the largest first, until a new block of `capacity` keeps the bound; a chain to free."""
+    cdef int64_t peak = self.asked_bytes + nbytes
+    cdef int64_t excess
+    cdef int64_t size
+    cdef int i = STORAGE_CLASSES - 1
+    cdef StorageObj* chain = NULL
+    cdef StorageObj* block
+    if peak < self.peak_asked_bytes:
+        peak = self.peak_asked_bytes
+    excess = self.books.live_bytes + capacity + self.books.pooled_bytes - (peak + peak // 2)
+    if self.books.pooled_bytes == 0:
+        return NULL
+    while excess > 0 and i >= 0:
+        block = self.free_blocks[i]
+        if block == NULL:
+            i -= 1
+            continue
+        self.free_blocks[i] = <StorageObj*>block.owner
+        storage_class(block.nbytes if block.nbytes > 0 else 1, &size)
+        self.books.pooled_bytes -= size
+        excess -= size
+        block.owner = chain
+        chain = block
+    return chain
+
+
+cdef void free_chain(StorageObj* chain) noexcept nogil:
+    cdef StorageObj* block
+    cdef int64_t capacity
+    while chain != NULL:
+        block = chain
+        chain = <StorageObj*>block.owner
+        storage_class(block.nbytes if block.nbytes > 0 else 1, &capacity)
+        block_free(block, capacity)
+
+
 cdef StorageObj* storage_alloc(Allocator* allocator, int64_t nbytes) noexcept nogil:
     """A storage of `nbytes` >= 0 bytes, content undefined; NULL when memory is exhausted."""
     cdef Pool* self = <Pool*>allocator
     cdef int64_t capacity
     cdef int size_class
     cdef StorageObj* block = NULL
-    cdef void* memory = NULL
+    cdef StorageObj* chain = NULL
     if nbytes < 0 or nbytes > (<int64_t>1 << 47):  # beyond any address space
         return NULL
     size_class = storage_class(nbytes if nbytes > 0 else 1, &capacity)
@@ -162,20 +225,20 @@ cdef StorageObj* storage_alloc(Allocator* allocator, int64_t nbytes) noexcept no
             self.free_blocks[size_class] = <StorageObj*>block.owner
             self.books.pooled_bytes -= capacity
             self.books.n_pool_hits += 1
-            self.books.live_bytes += capacity
-            if self.books.live_bytes > self.books.peak_bytes:
-                self.books.peak_bytes = self.books.live_bytes
+            count_live(self, nbytes, capacity)
+        else:
+            chain = evict(self, nbytes, capacity)
     pthread_mutex_unlock(&self.lock)
     if block == NULL:
-        if posix_memalign(&memory, 64, STORAGE_HEADER + capacity) != 0:
+        free_chain(chain)
+        block = <StorageObj*>block_new(capacity)
+        if block == NULL:
             allocator_trim(self)
-            if posix_memalign(&memory, 64, STORAGE_HEADER + capacity) != 0:
+            block = <StorageObj*>block_new(capacity)
+            if block == NULL:
                 return NULL
-        block = <StorageObj*>memory
         pthread_mutex_lock(&self.lock)
-        self.books.live_bytes += capacity
-        if self.books.live_bytes > self.books.peak_bytes:
-            self.books.peak_bytes = self.books.live_bytes
+        count_live(self, nbytes, capacity)
         pthread_mutex_unlock(&self.lock)
     counter_add(&self.references, 1)
     object_init(&block.head, VT_STORAGE, storage_delete)
@@ -199,10 +262,11 @@ cdef void storage_delete(void* object, int how) noexcept nogil:
     size_class = storage_class(block.nbytes if block.nbytes > 0 else 1, &capacity)
     pthread_mutex_lock(&self.lock)
     self.books.live_bytes -= capacity
+    self.asked_bytes -= block.nbytes
     keep = (
         self.pooled
         and self.books.live_bytes + self.books.pooled_bytes + capacity
-        <= self.books.peak_bytes + self.books.peak_bytes // 2
+        <= self.peak_asked_bytes + self.peak_asked_bytes // 2 + 4096
     )
     if keep:
         block.owner = self.free_blocks[size_class]
@@ -210,7 +274,7 @@ cdef void storage_delete(void* object, int how) noexcept nogil:
         self.books.pooled_bytes += capacity
     pthread_mutex_unlock(&self.lock)
     if not keep:
-        free(block)
+        block_free(block, capacity)
     allocator_release(self)
 
 
@@ -231,10 +295,7 @@ cdef int64_t allocator_trim(Allocator* allocator) noexcept nogil:
             block.owner = chain
             chain = block
     pthread_mutex_unlock(&self.lock)
-    while chain != NULL:
-        block = chain
-        chain = <StorageObj*>block.owner
-        free(block)
+    free_chain(chain)
     if freed > 0:
         malloc_trim(0)
     return freed

@@ -2,33 +2,33 @@
 """The dispatch loop: runs a decoded function until it returns.
 
 What it assumes is proved before: operands, jump targets and arities by `vmcore.verify`, operand kinds of specialised
-instructions by `vmcore.program`. What depends on data is checked here, where it happens. Everything above the top of the
-register stack is none (program.h), so a call pushes a frame without initialising it.
+instructions by `vmcore.program`. What depends on data is checked here, where it happens. Everything above the top of
+the register stack is none (program.h), so a call pushes a frame without initialising it.
 
-The GIL is held on entry. It is released once, when the native work ahead is expected to exceed BUDGET_NS, and taken back
-for a Python callee; `Context.thread_state` says which.
+The GIL is held on entry. It is released once, when the native work ahead is expected to exceed BUDGET_NS, and taken
+back for a Python callee; `Context.thread_state` says which.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from vmcore.objects cimport (
-    ArrayObj, ClosureObj, call_python, closure_new, from_value, tensor_new, to_value, value_kind_name,
+    ArrayObj, ClosureObj, call_python, closure_new, from_value, value_kind_name,
 )
 from vmcore.program cimport (
     GIL_AUTO, GIL_HOLD, GIL_RELEASE, I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL, I_CALL_CLOSURE, I_CALL_HOOKED,
     I_CALL_NATIVE, I_CALL_PYTHON, I_CALL_SPECIAL, I_CALL_VM, I_COPY, I_GOTO, I_GOTO_BACK, I_IF, I_LOAD, I_NULL, I_RET,
-    I_RET_CLEAR_ALL, I_TUPLE_GET, BUDGET_NS, FUNC_NATIVE, FUNC_PACKED, FUNC_VM, FUNCTION_MARKER, MAX_RECURSION, AllocSite,
+    I_TUPLE_GET, BUDGET_NS, FUNC_NATIVE, FUNC_PACKED, FUNC_VM, FUNCTION_MARKER, MAX_RECURSION, AllocSite,
     CallSite, Context, Frame, Insn, Program, VmFunc, operand_at, reg_at, storage_cache_keep, storage_cache_take,
     tensor_cache_take, value_drop, value_put, value_replace, value_reset,
 )
 from vmcore.status cimport fail
 from vmcore.storage cimport Allocator, allocator_report, storage_alloc
 from vmcore.value cimport (
-    ERR_ALLOC, ERR_DEADLINE, ERR_INDEX, ERR_INTERNAL, ERR_PYTHON, ERR_RECURSION, ERR_TYPE, VT_ARRAY, VT_BOOL, VT_CLOSURE,
-    VT_FUNCTION, VT_INT, VT_NONE, VT_OPAQUE_PTR, VT_STORAGE, VT_TENSOR, FunctionObj, Object, PackedFn, StorageObj,
-    TensorObj, Value, fail_format, object_release, object_retain, value_clear, value_copy, value_is_object, value_move,
-    value_ptr, value_release, value_retain, value_set, value_set_none, value_set_object, value_type,
+    ERR_ALLOC, ERR_DEADLINE, ERR_INDEX, ERR_INTERNAL, ERR_PYTHON, ERR_RECURSION, ERR_TYPE, VT_ARRAY, VT_BOOL,
+    VT_CLOSURE, VT_FUNCTION, VT_INT, VT_NONE, VT_OPAQUE_PTR, VT_STORAGE, VT_TENSOR, Object, PackedFn, StorageObj,
+    TensorObj, Value, fail_format, value_clear, value_copy, value_is_object, value_move, value_ptr, value_release,
+    value_retain, value_set, value_set_none, value_set_object, value_type,
 )
 
 cdef extern from "Python.h" nogil:
@@ -110,8 +110,8 @@ cdef inline void drop_gil(Context* cx) noexcept nogil:
 
 
 cdef int poll(Context* cx) noexcept nogil:
-    """Looks for a passed deadline and for signals, and lets other threads have the GIL. Called when the budget is spent,
-    which is about every BUDGET_NS, or before a kernel that will take longer."""
+    """Looks for a passed deadline and for signals, and lets other threads have the GIL. Called when the budget is
+    spent, which is about every BUDGET_NS, or before a kernel that will take longer."""
     cdef int64_t now = now_ns()
     cx.budget_ns = BUDGET_NS
     if vm_deadline_ns != 0 and now > vm_deadline_ns:
@@ -149,7 +149,8 @@ cdef inline int before_call(Context* cx) noexcept nogil:
 
 
 cdef int invoke(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept nogil:
-    """Runs `func` on the arguments at the bottom of the register stack; out := result. Holds the GIL before and after."""
+    """Runs `func` on the arguments at the bottom of the register stack; out := result. The GIL is held before and
+    after."""
     global vm_native_depth
     cdef int status
     cdef int32_t i
@@ -231,12 +232,14 @@ cdef inline int alloc_tensor(Context* cx, AllocSite* site, Value* base, Value* r
     cdef StorageObj* storage
     cdef TensorObj* t
     if value_type(source) != VT_STORAGE:
-        return fail_format(fail, ERR_TYPE, "alloc_tensor: argument #0: expected Storage, got %s", value_kind_name(source))
+        return fail_format(
+            fail, ERR_TYPE, "alloc_tensor: argument #0: expected Storage, got %s", value_kind_name(source)
+        )
     storage = <StorageObj*>value_ptr(source)
     if site.offset > storage.nbytes or site.header.nbytes > storage.nbytes - site.offset:
         return fail_format(
-            fail, ERR_INTERNAL, "storage allocation failure, attempted to allocate %lld at offset %lld in region that is "
-            "%lld", <long long>site.header.nbytes, <long long>site.offset, <long long>storage.nbytes,
+            fail, ERR_INTERNAL, "storage allocation failure, attempted to allocate %lld at offset %lld in region that "
+            "is %lld", <long long>site.header.nbytes, <long long>site.offset, <long long>storage.nbytes,
         )
     t = tensor_cache_take(&cx.tensors, &site.header, site.slot, storage)
     if t == NULL:
@@ -249,7 +252,9 @@ cdef inline int alloc_tensor(Context* cx, AllocSite* site, Value* base, Value* r
 cdef int tuple_get(const Value* source, int32_t index, Value* ret) noexcept nogil:
     cdef ArrayObj* array
     if value_type(source) != VT_ARRAY:
-        return fail_format(fail, ERR_TYPE, "tuple_getitem: argument #0: expected tuple, got %s", value_kind_name(source))
+        return fail_format(
+            fail, ERR_TYPE, "tuple_getitem: argument #0: expected tuple, got %s", value_kind_name(source)
+        )
     array = <ArrayObj*>value_ptr(source)
     if index >= array.size:
         return fail_format(
@@ -453,6 +458,16 @@ cdef int recursion_error() noexcept nogil:
     )
 
 
+cdef inline void store_result(Context* cx, Value* base, const Insn* pc, Value* ret) noexcept nogil:
+    """Moves the result of a Call into its register; drops it when the Call has none."""
+    if pc.a >= 0:
+        value_replace(&cx.tensors, reg_at(base, pc.a), ret)
+    elif value_is_object(ret):
+        value_reset(&cx.tensors, ret)
+    else:
+        ret.tag = VT_NONE
+
+
 # ---- the loop --------------------------------------------------------------------------------------------------------
 
 cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept nogil:
@@ -488,10 +503,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
                 break
             if site.fn(site.self, args, n, &ret) != 0:
                 break
-            if pc.a >= 0:
-                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
-            elif value_is_object(&ret):
-                value_reset(&cx.tensors, &ret)
+            store_result(cx, base, pc, &ret)
             pc += 1
         elif pc.op == I_COPY:
             v = reg_at(base, pc.b)
@@ -547,8 +559,12 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             else:
                 value_retain(v)
             listed = <int32_t*>pc.p
-            for k in range(pc.n):
-                value_reset(&cx.tensors, reg_at(base, listed[k]))
+            if listed != NULL:
+                for k in range(pc.n):
+                    value_reset(&cx.tensors, reg_at(base, listed[k]))
+            else:
+                for k in range(func.n_regs):
+                    value_reset(&cx.tensors, base + k)
             if fr == entry:
                 cx.frame = entry
                 value_set(out, tag, bits)
@@ -572,10 +588,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             if (<PythonCall>call_python)(site.self, args, site.n_args, &ret) != 0:
                 fail(ERR_PYTHON, "")
                 break
-            if pc.a >= 0:
-                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
-            else:
-                value_reset(&cx.tensors, &ret)
+            store_result(cx, base, pc, &ret)
             pc += 1
         elif pc.op == I_LOAD:
             v = <Value*>(literals + pc.b)
@@ -601,10 +614,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
         elif pc.op == I_CALL_SPECIAL:
             if call_special(cx, <CallSite*>pc.p, base, &ret) != 0:
                 break
-            if pc.a >= 0:
-                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
-            else:
-                value_reset(&cx.tensors, &ret)
+            store_result(cx, base, pc, &ret)
             pc += 1
         elif pc.op == I_CALL_CLOSURE:
             site = <CallSite*>pc.p
@@ -639,48 +649,19 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             else:
                 if call_special(cx, site, base, &ret) != 0:
                     break
-                if pc.a >= 0:
-                    value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
-                else:
-                    value_reset(&cx.tensors, &ret)
+                store_result(cx, base, pc, &ret)
                 pc += 1
-        elif pc.op == I_RET_CLEAR_ALL:
-            v = <Value*>operand_at(base, literals, pc.a)
-            value_retain(v)
-            tag = v.tag
-            bits = v.bits
-            for k in range(func.n_regs):
-                value_reset(&cx.tensors, base + k)
-            if fr == entry:
-                cx.frame = entry
-                value_set(out, tag, bits)
-                return 0
-            fr -= 1
-            pc = fr.pc
-            base = fr.base
-            func = fr.func
-            if pc.a >= 0:
-                value_put(&cx.tensors, reg_at(base, pc.a), tag, bits)
-            else:
-                value_drop(&cx.tensors, tag, bits)
-            pc += 1
         elif pc.op == I_CALL_NATIVE:
             cx.frame = fr
             if enter_native(cx, func, pc, <CallSite*>pc.p, base, &ret) != 0:
                 break
-            if pc.a >= 0:
-                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
-            else:
-                value_reset(&cx.tensors, &ret)
+            store_result(cx, base, pc, &ret)
             pc += 1
         elif pc.op == I_CALL_HOOKED:
             cx.frame = fr
             if call_hooked(cx, func, pc, base, &ret) != 0:
                 break
-            if pc.a >= 0:
-                value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
-            else:
-                value_reset(&cx.tensors, &ret)
+            store_result(cx, base, pc, &ret)
             pc += 1
         else:
             __builtin_unreachable()  # the decoder writes no other opcode

@@ -12,8 +12,7 @@
 /* Internal opcodes. The file format has four opcodes; Calls of well-known builtins and the kinds of callee are told apart
  * here, once, instead of at every execution. `a`, `b`: register offsets; `n`: a small count; `p`: a site. */
 enum {
-  I_RET,           /* leave the frame with operand a; clear the n registers listed at p */
-  I_RET_CLEAR_ALL, /* leave with operand a; clear the whole frame (long lists) */
+  I_RET,           /* leave with operand a; clear the n registers listed at p, or the whole frame if there is no list */
   I_GOTO,          /* pc += b bytes */
   I_GOTO_BACK,     /* same, backwards: polls */
   I_IF,            /* if not R[a]: pc += b bytes */

@@ -5,7 +5,7 @@ from vmcore.value cimport FunctionObj, Object, PackedFn, StorageObj, TensorObj, 
 
 cdef extern from "vmcore/program.h" nogil:
     enum:
-        I_RET, I_RET_CLEAR_ALL, I_GOTO, I_GOTO_BACK, I_IF, I_CALL, I_CALL_SPECIAL, I_CALL_PYTHON
+        I_RET, I_GOTO, I_GOTO_BACK, I_IF, I_CALL, I_CALL_SPECIAL, I_CALL_PYTHON
         I_CALL_VM, I_CALL_CLOSURE, I_CALL_NATIVE, I_COPY, I_LOAD, I_NULL, I_TUPLE_GET, I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL_HOOKED
     enum:
         FUNC_PACKED, FUNC_VM, FUNC_NATIVE

@@ -18,8 +18,8 @@ from vmcore.registry cimport registry_get
 from vmcore.storage cimport Allocator, allocator_is_pooled, allocator_new, allocator_release
 from vmcore.value cimport (
     OBJ_DELETE_BOTH, OBJ_READONLY, TENSOR_INLINE_NDIM, VT_CLOSURE, VT_DTYPE, VT_FUNCTION, VT_OPAQUE_PTR, VT_SHAPE,
-    VT_TENSOR, VmDataType, dtype_bytes, object_init, object_release, object_retain, value_clear, value_copy, value_dtype, value_ptr,
-    value_set, value_type,
+    VT_TENSOR, VmDataType, dtype_bytes, object_init, object_release, object_retain, value_clear, value_copy,
+    value_dtype, value_ptr, value_set, value_type,
 )
 
 from vmcore import errors
@@ -442,7 +442,8 @@ cdef bint specialise_direct_call(Program* program, Insn* insn, CallSite* site) e
     direct = <CallSite*>arena_alloc(&program.sites, sizeof(CallSite) + callee.n_params * sizeof(int32_t))
     for i in range(callee.n_params):
         direct.args[i] = site.args[i + 2]
-        is_special |= literal_is(program, direct.args[i], VT_OPAQUE_PTR) or literal_is(program, direct.args[i], VT_CLOSURE)
+        if literal_is(program, direct.args[i], VT_OPAQUE_PTR) or literal_is(program, direct.args[i], VT_CLOSURE):
+            is_special = True
     direct.n_args = callee.n_params
     direct.dst = site.dst
     direct.func_index = callee.index
@@ -526,7 +527,7 @@ cdef int list_clears(
     LiteralPool pool, Program* program, VmFunc* func, Insn* code, const int64_t[::1] offsets,
     const int64_t[::1] words, int64_t end, bint hooked,
 ) except -1:
-    """Gives every Ret of `func` its list of registers to clear."""
+    """Gives every Ret of `func` its list of registers to clear; where that is too much work, a Ret clears its frame."""
     cdef Flow flow
     cdef int64_t visits = 0, i
     cdef int32_t block
@@ -545,7 +546,6 @@ cdef int list_clears(
         find_blocks(&flow)
         pool.flow_budget -= (flow.n_blocks + 1) * flow.n_words
         if (flow.n_blocks + 1) * flow.n_words > MAX_DATAFLOW_WORDS or pool.flow_budget < 0:
-            clear_all_everywhere(code, flow.n_insns)
             return 0
         flow.leader = <int64_t*>flow_alloc(flow.n_blocks + 1, sizeof(int64_t))
         flow.sets = <uint64_t*>flow_alloc((flow.n_blocks + 1) * flow.n_words, sizeof(uint64_t))
@@ -565,7 +565,6 @@ cdef int list_clears(
             pool.flow_budget -= 3 * flow.n_words
             # Adversarial control flow: exactness is not worth the time.
             if visits > 16 * flow.n_blocks + 1024 or pool.flow_budget < 0:
-                clear_all_everywhere(code, flow.n_insns)
                 return 0
             walk_block(&flow, block, NULL, hooked)
         for i in range(1, flow.n_blocks + 1):
@@ -661,13 +660,6 @@ cdef void join(Flow* flow, int64_t target) noexcept nogil:
         flow.n_pending += 1
 
 
-cdef void clear_all_everywhere(Insn* code, int64_t n) noexcept nogil:
-    cdef int64_t i
-    for i in range(n):
-        if code[i].op == I_RET:
-            code[i].op = I_RET_CLEAR_ALL
-
-
 cdef int write_clears(Flow* flow, Insn* insn, bint hooked) except -1:
     cdef int64_t i, bit, count = 0, result = insn.a // REGISTER_BYTES  # moved out by the Ret itself; < 0: a literal
     cdef uint64_t word
@@ -675,7 +667,6 @@ cdef int write_clears(Flow* flow, Insn* insn, bint hooked) except -1:
     for i in range(flow.n_words):
         count += __builtin_popcountll(flow.sets[i])
     if count > LONG_CLEAR_LIST:
-        insn.op = I_RET_CLEAR_ALL
         return 0
     listed = <int32_t*>arena_alloc(
         &flow.program.hooked_sites if hooked else &flow.program.sites, (count + 1) * sizeof(int32_t)

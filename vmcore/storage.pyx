@@ -25,7 +25,6 @@ cdef extern from "<malloc.h>" nogil:
     int malloc_trim(size_t pad)
 
 cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void** out, size_t alignment, size_t size)
     void* calloc(size_t n, size_t size)
 
 cdef extern from *:

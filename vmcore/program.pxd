@@ -6,7 +6,8 @@ from vmcore.value cimport FunctionObj, Object, PackedFn, StorageObj, TensorObj, 
 cdef extern from "vmcore/program.h" nogil:
     enum:
         I_RET, I_GOTO, I_GOTO_BACK, I_IF, I_CALL, I_CALL_SPECIAL, I_CALL_PYTHON
-        I_CALL_VM, I_CALL_CLOSURE, I_CALL_NATIVE, I_COPY, I_LOAD, I_NULL, I_TUPLE_GET, I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL_HOOKED
+        I_CALL_VM, I_CALL_CLOSURE, I_CALL_NATIVE, I_COPY, I_LOAD, I_NULL, I_TUPLE_GET, I_ALLOC_STORAGE, I_ALLOC_TENSOR
+        I_CALL_HOOKED
     enum:
         FUNC_PACKED, FUNC_VM, FUNC_NATIVE
     const uint64_t FUNCTION_MARKER
@@ -112,7 +113,10 @@ cdef extern from "vmcore/program.h" nogil:
 cdef Program* decode(
     list functions, list constants, const int64_t[::1] offsets, const int64_t[::1] words, tuple libraries, bint pooled
 ) except NULL
-"""A program ready to run, with one reference. Names are looked up in `libraries`, in order, then in the registry. Verifies first; raises VerifyError, LinkError or MemoryError."""
+"""A program ready to run, with one reference. Names are looked up in `libraries`, in order, then in the registry.
+
+Verifies first; raises VerifyError, LinkError or MemoryError.
+"""
 
 cdef int decode_hooked(Program* program, const int64_t[::1] offsets, const int64_t[::1] words) except -1
 """Fills `hooked_code`, for instruments."""

@@ -2,8 +2,9 @@
 
 A storage is one block: 64 bytes of header, then the data, both 64-byte aligned. A pooled allocator keeps freed blocks
 in size classes (four per power of two, so at most 25 % of a block is unused) and never keeps more than what brings the
-sum of live and kept bytes to 1.5 times the peak of the bytes asked for: before a new block is made, kept ones that would
-exceed that are given back. Large blocks are mapped one by one, so that what is given back leaves no holes in the heap.
+sum of live and kept bytes to 1.5 times the peak of the bytes asked for: before a new block is made, kept ones that
+would exceed that are given back. Large blocks are mapped one by one, so that what is given back leaves no holes in the
+heap.
 
 OWNERSHIP: the creator of an allocator holds one reference, and so does every storage: tensors may outlive the virtual
 machine that made them.
@@ -45,8 +46,9 @@ cdef extern from *:
     #define MAPPED_BYTES ((int64_t)1 << 17) /* blocks of at least this capacity are mapped */
     static void *block_new(int64_t capacity) {
       void *memory = NULL;
-      if (capacity < MAPPED_BYTES) return posix_memalign(&memory, 64, (size_t)capacity + STORAGE_HEADER) ? NULL : memory;
-      memory = mmap(NULL, (size_t)capacity + STORAGE_HEADER, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      size_t nbytes = (size_t)capacity + STORAGE_HEADER;
+      if (capacity < MAPPED_BYTES) return posix_memalign(&memory, 64, nbytes) ? NULL : memory;
+      memory = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       return memory == MAP_FAILED ? NULL : memory;
     }
     static void block_free(void *block, int64_t capacity) {

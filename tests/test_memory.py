@@ -1,4 +1,4 @@
-"""The memory contract: many input lengths through one machine stay near the peak of what is alive; trim gives it back."""
+"""The memory contract: many input lengths through one machine stay near the peak of what is alive; trim works."""
 
 from __future__ import annotations
 

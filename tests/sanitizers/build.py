@@ -74,7 +74,7 @@ def environment(kind: str, tree: Path) -> dict[str, str]:
         env["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1"
     else:
         suppressions = tree / "tests" / "sanitizers" / "tsan.supp"
-        env["TSAN_OPTIONS"] = f"suppressions={suppressions}:halt_on_error=0:exitcode=66:history_size=4"
+        env["TSAN_OPTIONS"] = f"suppressions={suppressions}:halt_on_error=0:exitcode=66:history_size=4:die_after_fork=0"
     return env
 
 

@@ -174,6 +174,15 @@ class BlockBuilder:
         scope.close_block()
         return SeqExpr(scope.blocks, value)
 
+    @property
+    def scope_depth(self) -> int:
+        """How many sequences are being collected."""
+        return len(self._scopes)
+
+    def drop_scopes(self, depth: int) -> None:
+        """Forgets the sequences begun since `scope_depth` was `depth`, and what was emitted into them."""
+        del self._scopes[depth:]
+
     # --- bindings
 
     def emit(self, expr: Any, name_hint: str = "") -> Var:

@@ -59,17 +59,18 @@ KEYWORDS = frozenset({"None", "True", "False", "if", "else", "def", "return", "w
 
 
 class _Data:
-    """The arrays of the section `data:`, by identity."""
+    """The arrays of the section `data:`, by the memory they view."""
 
     def __init__(self) -> None:
         self.arrays: list[np.ndarray] = []
-        self._index: dict[int, int] = {}
+        self._index: dict[tuple[int, str, tuple[int, ...]], int] = {}
 
     def index_of(self, data: np.ndarray) -> int:
-        known = self._index.get(id(data))
+        key = data.__array_interface__["data"][0], str(data.dtype), data.shape
+        known = self._index.get(key)
         if known is None:
-            known = self._index[id(data)] = len(self.arrays)
-            self.arrays.append(data)  # kept, so that its id stays its own
+            known = self._index[key] = len(self.arrays)
+            self.arrays.append(data)  # kept, so that its memory stays its own
         return known
 
     def lines(self) -> Iterator[str]:

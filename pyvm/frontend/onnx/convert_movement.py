@@ -16,7 +16,7 @@ from pyvm.frontend.onnx.shape_values import (
     larger,
     smaller,
 )
-from pyvm.ir import Call, Expr, Prim, ShapeExpr, free_vars
+from pyvm.ir import Call, Expr, Prim, ShapeExpr, free_vars, infer_call
 from pyvm.op.registry import get_op
 
 _INT32_MAX = 2**31 - 1
@@ -218,7 +218,9 @@ def _strided(
         first[axis], stride[axis], dims[axis] = begin, step, extent
     dims = node.dims(dims)
     if all(isinstance(step, int) for step in stride):
-        return Call(get_op("strided_slice"), [x, ShapeExpr(first), ShapeExpr(dims)], {"steps": tuple(stride)})
+        call = Call(get_op("strided_slice"), [x, ShapeExpr(first), ShapeExpr(dims)], {"steps": tuple(stride)})
+        call.struct_info = infer_call(call)
+        return call
     # The operator wants constant steps, the kernel does not; it checks them when the model runs.
     return node.kernel("strided_slice", [x, ShapeExpr(first), ShapeExpr(stride)], dims, node.dtype(x))
 

@@ -45,6 +45,22 @@ def resolve(node: NodeProto, opsets: Opsets) -> tuple[str, int, Converter | None
     return domain, opset, find_converter(domain, node.op_type, opset)
 
 
+_CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "LSTM", "GRU", "RNN"})
+
+
+def has_control_flow(model: onnx.ModelProto) -> bool:
+    """Whether a model, or a function of it, has operators that become branches and loops."""
+    bodies = (model.graph.node, *(function.node for function in model.functions))
+    return any(node.op_type in _CONTROL_FLOW for body in bodies for node in body)
+
+
+def _subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
 class FunctionLibrary:
     """The functions that nodes of a model can be replaced by."""
 
@@ -75,6 +91,8 @@ class FunctionLibrary:
         self, nodes: Sequence[NodeProto], opsets: Opsets, path: tuple[str, ...]
     ) -> Iterator[tuple[NodeProto, int, tuple[str, ...]]]:
         for node in nodes:
+            for graph in _subgraphs(node):
+                yield from self._unsupported(graph.node, opsets, (*path, node.name or node.op_type))
             domain, opset, converter = resolve(node, opsets)
             if converter is not None:
                 continue
@@ -163,10 +181,30 @@ def _instantiate(
         copy.name = f"{node.name or node.op_type}/{inner.name or inner.op_type}"
         copy.ClearField("attribute")
         copy.attribute.extend(_bound(inner.attribute, attributes))
+        for graph in _subgraphs(copy):
+            _rename_outer(graph, names, prefix, attributes)
         copy.input[:] = [names.get(name, prefix + name) for name in inner.input]
         copy.output[:] = [names.get(name, prefix + name) for name in inner.output]
         result.append(copy)
     return result
+
+
+def _rename_outer(
+    graph: onnx.GraphProto, names: Mapping[str, str], prefix: str, attributes: Mapping[str, AttributeProto]
+) -> None:
+    """Gives the values that a subgraph reads from the function around it their new names, in place."""
+    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    own.update(name for node in graph.node for name in node.output)
+    seen = {**names, **{name: name for name in own}}
+    for node in graph.node:
+        node.input[:] = [seen.get(name, prefix + name) for name in node.input]
+        bound = list(_bound(node.attribute, attributes))
+        del node.attribute[:]
+        node.attribute.extend(bound)
+        for inner in _subgraphs(node):
+            _rename_outer(inner, seen, prefix, attributes)
+    for value in graph.output:
+        value.name = seen.get(value.name, prefix + value.name)
 
 
 def _pairs(formal: Sequence[str], actual: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import onnx
 
 from pyvm import op
 from pyvm.frontend.onnx import shape_values
+from pyvm.frontend.onnx.control_flow import BRANCHES, RanksDiffer, emit_branches
 from pyvm.frontend.onnx.dimensions import Dimensions
-from pyvm.frontend.onnx.functions import FunctionLibrary, Opsets, opsets_of, resolve
+from pyvm.frontend.onnx.functions import FunctionLibrary, Opsets, has_control_flow, opsets_of, resolve
 from pyvm.frontend.onnx.model_file import element_code, element_type, load_model, sparse_array, tensor_array
 from pyvm.frontend.onnx.node import Node, fold, node_source
 from pyvm.frontend.onnx.registry import Converter
@@ -44,6 +46,7 @@ from vmcore.errors import CompileError, FrontendError, InternalError
 
 _RESHAPE = get_op("reshape")
 _MAX_BYTES = 2**47
+_MAX_SPLITS = 64
 _MAX_READ = 64  # each becomes a symbol; tensors have far fewer dimensions
 
 
@@ -89,6 +92,16 @@ def _model_opsets(model: onnx.ModelProto) -> dict[str, int]:
     return opsets
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Nodes to import from an index on, the opsets they are written in, and what comes after them."""
+
+    nodes: Sequence[onnx.NodeProto]
+    index: int
+    opsets: Opsets
+    after: _Work | None
+
+
 class GraphImporter:
     """The state of one import: a builder, and what is known about each named value.
 
@@ -107,24 +120,25 @@ class GraphImporter:
         self._dtypes: dict[str, str] = {}
         self._borrowed: set[int] = set()  # identities of variables that share memory with an argument
         self._functions = FunctionLibrary(model)
+        self._opsets: Opsets = {}  # of the nodes being imported
+        self.fresh_dims: list[SymVar] = []
+        self._checkers: dict[int, tuple[Opsets, onnx.checker.C.CheckerContext]] = {}
+        self._n_splits = 0
 
     def run(self) -> IRModule:
         """The module of the model."""
         opsets = _model_opsets(self._model)
         self._functions.refuse_unsupported(self._graph.node, opsets)
-        for tensor in self._graph.initializer:
-            self._exprs[tensor.name] = Constant(tensor_array(tensor, self.folder))
-        for sparse in self._graph.sparse_initializer:
-            self._exprs[sparse.values.name] = Constant(sparse_array(sparse, self.folder))
+        self._define_constants(self._graph)
         params = self._params()
         outputs = [value.name for value in self._graph.output]
         if not outputs:
             raise FrontendError(f"graph {self._graph.name!r} has no outputs")
         attrs = {"input_names": tuple(param.name for param in params), "output_names": tuple(outputs)}
         with self.builder.function("main", params=params, attrs=attrs):
-            with self.builder.dataflow():
-                self._walk(self._graph.node, opsets)
-                results = [self._output(name) for name in outputs]
+            with nullcontext() if has_control_flow(self._model) else self.builder.dataflow():
+                finish = partial(self._outputs, outputs)
+                results = self._walk(_Work(self._graph.node, 0, opsets, None), finish)
             self.builder.emit_func_output(results[0] if len(results) == 1 else Tuple(results))
         return self.builder.get()
 
@@ -148,16 +162,142 @@ class GraphImporter:
 
     # --- nodes
 
-    def _walk(self, nodes: Iterable[onnx.NodeProto], opsets: Opsets) -> None:
-        checker = _checker_context(self._model, opsets)
-        for proto in nodes:
-            domain, opset, converter = resolve(proto, opsets)
-            _check_node(proto, domain, opset, checker)
-            if converter is not None:
-                self._convert(Node(self, proto, domain, opset), proto, converter)
+    def _walk(self, work: _Work | None, finish: Callable[[], list[Expr]]) -> list[Expr]:
+        """Imports nodes in order; returns what `finish` makes of the values then."""
+        while work is not None:
+            if work.index == len(work.nodes):
+                work = work.after
                 continue
-            body = self._functions.expand(proto, opsets, partial(self._types_of, proto.input))
-            self._walk(body.nodes, body.opsets)
+            proto, opsets = work.nodes[work.index], work.opsets
+            rest = _Work(work.nodes, work.index + 1, opsets, work.after)
+            self._opsets = opsets
+            domain, opset, converter = resolve(proto, opsets)
+            _check_node(proto, domain, opset, self._checker(opsets))
+            if converter is None:
+                body = self._functions.expand(proto, opsets, partial(self._types_of, proto.input))
+                work = _Work(body.nodes, 0, body.opsets, rest)
+                continue
+            node = Node(self, proto, domain, opset)
+            taken = self._branch_taken(node)
+            if taken is not None:
+                names = zip(taken.output, proto.output, strict=False)
+                ends = [onnx.helper.make_node("Identity", [inner.name], [outer], proto.name) for inner, outer in names]
+                self._define_constants(taken)
+                work = _Work(taken.node, 0, opsets, _Work([end for end in ends if end.output[0]], 0, opsets, rest))
+                continue
+            try:
+                self._convert(node, proto, converter)
+            except RanksDiffer:
+                return self._import_rest_twice(node, rest, finish)
+            work = rest
+        return finish()
+
+    def _branch_taken(self, node: Node) -> onnx.GraphProto | None:
+        """The branch of an If whose condition is known, if its nodes can stand in the place of the If."""
+        cond = node.constant(0) if node.op_type == "If" and not node.domain else None
+        if cond is None or not cond.size:
+            return None
+        branch = node.attr(BRANCHES[0] if cond.reshape(-1)[0] else BRANCHES[1])
+        names = {name for inner in branch.node for name in inner.output} | {t.name for t in branch.initializer}
+        # Another branch may have used the same names, which are seen no further than its end.
+        free = names.isdisjoint(self._exprs) and names.isdisjoint(self._contents)
+        return branch if free and not branch.sparse_initializer else None
+
+    def _checker(self, opsets: Opsets) -> onnx.checker.C.CheckerContext:
+        known = self._checkers.get(id(opsets))
+        if known is None or known[0] is not opsets:
+            known = self._checkers[id(opsets)] = opsets, _checker_context(self._model, opsets)
+        return known[1]
+
+    def _import_rest_twice(self, node: Node, rest: _Work, finish: Callable[[], list[Expr]]) -> list[Expr]:
+        """An If whose results differ in rank: each branch goes on with the nodes after it, in the ranks it gives."""
+        self._n_splits += 1
+        if self._n_splits > _MAX_SPLITS:
+            raise node.error("too many branches give tensors of different ranks")
+
+        def branch(name: str) -> list[Expr]:
+            outer = self._exprs, self._contents, self._dtypes
+            self._exprs, self._contents, self._dtypes = dict(outer[0]), dict(outer[1]), dict(outer[2])
+            try:
+                node.splice(name)
+                return self._walk(rest, finish)
+            finally:
+                self._exprs, self._contents, self._dtypes = outer
+
+        with self.builder.source(node.source), _explained(node):
+            return emit_branches(node, [partial(branch, name) for name in BRANCHES], ranks_may_differ=True)
+
+    def graph(self, graph: onnx.GraphProto, arguments: Sequence[Expr], declared: bool) -> list[Expr]:
+        """The results of a subgraph, which reads values from outside by their names.
+
+        With `declared`, numbers in the declared shapes of its outputs count where dimensions are not known otherwise.
+        """
+
+        def finish() -> list[Expr]:
+            results = [self.tensor(value.name) for value in graph.output]
+            return list(map(self._as_declared, results, graph.output)) if declared else results
+
+        return self._inside(graph, arguments, finish)
+
+    def _as_declared(self, x: Expr, value: onnx.ValueInfoProto) -> Expr:
+        info, dims = x.struct_info, value.type.tensor_type.shape.dim
+        if not isinstance(info, TensorStructInfo) or info.shape is None or len(dims) != len(info.shape):
+            return x
+        wanted = [
+            dim.dim_value if dim.HasField("dim_value") and not isinstance(mine, int) else mine
+            for mine, dim in zip(info.shape, dims, strict=True)
+        ]
+        return x if tuple(wanted) == info.shape else self.match_cast(x, TensorStructInfo(wanted, info.dtype))
+
+    def splice(self, graph: onnx.GraphProto, names: Sequence[str]) -> None:
+        """The nodes of a subgraph without parameters in place of a node with outputs `names`."""
+        found: list[tuple[Expr | None, Content | None, str]] = []
+        ends: list[list[Expr]] = []
+
+        def finish() -> list[Expr]:
+            for value in graph.output:
+                content = self._contents.get(value.name)
+                expr = self._exprs.get(value.name) if content is not None else self.tensor(value.name)
+                found.append((expr, content, self.dtype(value.name)))
+            ends.append([self.tensor(value.name) for value in graph.output])
+            return ends[-1]
+
+        results = self._inside(graph, (), finish)
+        if not any(results is end for end in ends):  # the rest was imported twice: found are values of one branch
+            found = [(expr, None, "") for expr in results]
+        for name, (expr, content, dtype) in zip(names, found, strict=False):
+            if name and expr is not None:
+                self._exprs[name] = expr
+            if name and content is not None:
+                self._contents[name], self._dtypes[name] = content, dtype
+
+    def _inside(
+        self, graph: onnx.GraphProto, arguments: Sequence[Expr], finish: Callable[[], list[Expr]]
+    ) -> list[Expr]:
+        """Imports the nodes of a subgraph and finishes; what it defines is forgotten at the end."""
+        if len(graph.input) != len(arguments):
+            raise FrontendError(f"graph {graph.name!r} has {len(graph.input)} inputs, {len(arguments)} are given")
+        outer = self._exprs, self._contents, self._dtypes, self._opsets
+        self._exprs, self._contents, self._dtypes = dict(outer[0]), dict(outer[1]), dict(outer[2])
+        try:
+            self._define_constants(graph)
+            for value, argument in zip(graph.input, arguments, strict=True):
+                self._exprs[value.name] = argument
+                self._contents.pop(value.name, None)
+            return self._walk(_Work(graph.node, 0, self._opsets, None), finish)
+        finally:
+            self._exprs, self._contents, self._dtypes, self._opsets = outer
+
+    def _define_constants(self, graph: onnx.GraphProto) -> None:
+        for tensor in graph.initializer:
+            self._exprs[tensor.name] = Constant(tensor_array(tensor, self.folder))
+        for sparse in graph.sparse_initializer:
+            self._exprs[sparse.values.name] = Constant(sparse_array(sparse, self.folder))
+
+    def share_memory(self, value: Expr, sources: Iterable[Expr]) -> None:
+        """`value` may be one of `sources`."""
+        if any(id(source) in self._borrowed for source in sources):
+            self._borrowed.add(id(value))
 
     def _types_of(self, names: Iterable[str]) -> list[onnx.TypeProto]:
         return [self._type_of(name) for name in names]
@@ -195,6 +335,8 @@ class GraphImporter:
             results = [result] if isinstance(result, Expr) else list(result)
             for i, name in enumerate(proto.output):
                 value = results[i] if i < len(results) else None
+                if not results and (name in self._exprs or name in self._contents):
+                    continue  # spliced
                 if name and value is None:
                     raise node.error(f"output {i} ({name}) is not supported")
                 if name and value is not None:
@@ -230,7 +372,8 @@ class GraphImporter:
 
     def fresh_dim(self, hint: str, nonnegative: bool = True) -> SymVar:
         """A new symbol, called `hint` if that is free and an identifier."""
-        return self._dimensions.fresh(hint, nonnegative)
+        self.fresh_dims.append(self._dimensions.fresh(hint, nonnegative))
+        return self.fresh_dims[-1]
 
     def tensor(self, name: str) -> Expr:
         """The value as an expression."""
@@ -333,6 +476,9 @@ class GraphImporter:
             self._borrowed.add(id(var))
         return var
 
+    def _outputs(self, names: Sequence[str]) -> list[Expr]:
+        return [self._output(name) for name in names]
+
     def _output(self, name: str) -> Expr:
         # OWNERSHIP: arguments belong to the caller, who may change them; results must not be views of them.
         expr = self.tensor(name)
@@ -370,8 +516,8 @@ def _checker_context(model: onnx.ModelProto, opsets: Opsets) -> onnx.checker.C.C
 
 def _check_node(proto: onnx.NodeProto, domain: str, opset: int, context: onnx.checker.C.CheckerContext) -> None:
     """Arity and attributes as the operator's schema has them."""
-    if domain:
-        return
+    if domain or any(attribute.HasField("g") for attribute in proto.attribute):
+        return  # the checker does not know what names a subgraph sees
     try:
         onnx.checker.check_node(proto, context)
     except onnx.checker.ValidationError as error:

@@ -14,6 +14,7 @@ from pyvm.frontend.onnx import shape_values
 from pyvm.frontend.onnx.model_file import attribute_value, element_type, numpy_dtype
 from pyvm.frontend.onnx.shape_values import Content, are_numbers
 from pyvm.ir import (
+    BlockBuilder,
     Call,
     Constant,
     Expr,
@@ -87,6 +88,45 @@ class Node:
     def dtype_attr(self, name: str) -> str:
         """An attribute that holds an element type, as a dtype."""
         return element_type(self.attr(name), f"{self.source}: attribute {name!r}")
+
+    # --- subgraphs
+
+    @property
+    def builder(self) -> BlockBuilder:
+        """Where the nodes are emitted."""
+        return self._importer.builder
+
+    def _subgraph(self, name: str) -> onnx.GraphProto:
+        graph = self.attr(name)
+        if not isinstance(graph, onnx.GraphProto):
+            raise self.error(f"attribute {name!r} is not a graph")
+        return graph
+
+    def graph(self, name: str, arguments: Sequence[Expr] = (), declared: bool = False) -> list[Expr]:
+        """Emits the subgraph in an attribute; returns its results, with `declared` as its outputs are declared."""
+        return self._importer.graph(self._subgraph(name), arguments, declared)
+
+    def splice(self, name: str) -> None:
+        """Puts the subgraph in an attribute in the place of this node; a converter returns [] after it."""
+        self._importer.splice(self._subgraph(name), self._proto.output)
+
+    def share_memory(self, value: Expr, sources: Sequence[Expr]) -> None:
+        """Says that `value` may be one of `sources`, which may share memory with arguments."""
+        self._importer.share_memory(value, sources)
+
+    @property
+    def n_fresh_dims(self) -> int:
+        """How many symbols there are that no one has a name for."""
+        return len(self._importer.fresh_dims)
+
+    def symbols_since(self, count: int) -> frozenset[SymVar]:
+        """Those that came after the first `count`."""
+        return frozenset(self._importer.fresh_dims[count:])
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs that are listed, absent ones included."""
+        return len(self._proto.output)
 
     # --- inputs as tensors
 

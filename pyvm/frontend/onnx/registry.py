@@ -22,11 +22,13 @@ ConverterTable = Mapping[str, Mapping[int, Converter]]
 @cache
 def _tables() -> dict[str, ConverterTable]:
     from pyvm.frontend.onnx import (
+        control_flow,
         convert_elementwise,
         convert_linalg,
         convert_movement,
         convert_nn,
         convert_norm,
+        convert_recurrent,
         convert_reduce,
         convert_resize,
         convert_select,
@@ -39,10 +41,12 @@ def _tables() -> dict[str, ConverterTable]:
         convert_movement,
         convert_nn,
         convert_norm,
+        convert_recurrent,
         convert_reduce,
         convert_resize,
         convert_select,
         convert_shape,
+        control_flow,
     )
     standard: dict[str, Mapping[int, Converter]] = {}
     for family in families:

@@ -307,8 +307,8 @@ def profile_calls(machine: Machine, executable: VMExecutable, name: str, call: C
         )
 
     with machine.profile_lock:  # one profile at a time; inside a profiled call, the inner one takes over
+        begin = time.monotonic_ns()  # the clock of the records; before other threads' calls reach `record`
         before = machine.set_profiler(record)
-        begin = time.monotonic_ns()  # the clock of the records
         try:
             result = call()
         finally:

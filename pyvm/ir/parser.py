@@ -854,7 +854,6 @@ class _Builder:
         self._globals: dict[str, StructInfo] = {}
         self._reads: dict[str, list[_Block | None]] = {}
         self._scope: dict[str, Var] = {}
-        self._bound: set[str] = set()
         self._bindings: list[Binding] = []
         self._dataflow = False
 
@@ -863,7 +862,7 @@ class _Builder:
             self._globals[node.name.text] = _signature(node)
         functions = {}
         for node, reads in zip(self._parsed.functions, self._parsed.reads_of, strict=True):
-            self._reads, self._scope, self._bound = reads, {}, set()
+            self._reads, self._scope = reads, {}
             function = self._function(node)
             functions[node.name.text] = function
             self._globals[node.name.text] = function.struct_info  # type: ignore[assignment]
@@ -878,9 +877,8 @@ class _Builder:
     def _define(self, name: _Token, var: Var) -> Var:
         if name.text == "_" and name.text not in self._reads:
             return var
-        if name.text in self._bound:
+        if name.text in self._scope:
             raise _error(name, f"variable {name.text} is bound twice")
-        self._bound.add(name.text)
         self._scope[name.text] = var
         return var
 

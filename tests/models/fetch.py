@@ -49,6 +49,12 @@ SOURCES = {
         "Apache-2.0",
         "70d164290c1d095d1d4ee149bc5e00543250a7316b59f31d056cff7bd3075c1f",
     ),
+    "silero_vad": Source(
+        "silero-vad==6.2.3",
+        "silero_vad/data/silero_vad.onnx",
+        "MIT",
+        "1a153a22f4509e292a94e67d6f9b85e8deb25b4988682b7e174c65279d8788e3",
+    ),
 }
 
 

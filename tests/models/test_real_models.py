@@ -32,3 +32,17 @@ def test_real_model(name: str) -> None:
     for shape in shapes:
         x = rng.standard_normal(shape, dtype=np.float32)
         assert_matches_runtime(executable, str(path), {input_name: x})
+
+
+def test_voice_activity() -> None:
+    """25 nested Ifs, of which some change the rank, and LSTMs: one executable for both sample rates and all batches."""
+    path = model_path("silero_vad")
+    if path is None:
+        pytest.skip("silero_vad.onnx is not there; `python tests/models/fetch.py` fetches it")
+    executable = pyvm.compile(path, check=True)
+    rng = np.random.default_rng(3)
+    for rate, samples in ((16000, 576), (8000, 288)):
+        for batch in (2, 3, 7):
+            x = (rng.standard_normal((batch, samples)) / 10).astype(np.float32)
+            state = rng.standard_normal((2, batch, 128)).astype(np.float32)
+            assert_matches_runtime(executable, str(path), {"input": x, "state": state, "sr": np.array(rate)})

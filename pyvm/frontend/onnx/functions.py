@@ -48,10 +48,9 @@ def resolve(node: NodeProto, opsets: Opsets) -> tuple[str, int, Converter | None
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "LSTM", "GRU", "RNN"})
 
 
-def has_control_flow(model: onnx.ModelProto) -> bool:
-    """Whether a model, or a function of it, has operators that become branches and loops."""
-    bodies = (model.graph.node, *(function.node for function in model.functions))
-    return any(node.op_type in _CONTROL_FLOW for body in bodies for node in body)
+def may_have_control_flow(nodes: Iterable[NodeProto], opsets: Opsets) -> bool:
+    """Whether nodes may become branches and loops: some operators do, and what a function consists of is not known."""
+    return any(node.op_type in _CONTROL_FLOW or resolve(node, opsets)[2] is None for node in nodes)
 
 
 def _subgraphs(node: NodeProto) -> Iterator[onnx.GraphProto]:

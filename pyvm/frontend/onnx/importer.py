@@ -18,7 +18,7 @@ from pyvm import op
 from pyvm.frontend.onnx import shape_values
 from pyvm.frontend.onnx.control_flow import BRANCHES, RanksDiffer, emit_branches
 from pyvm.frontend.onnx.dimensions import Dimensions
-from pyvm.frontend.onnx.functions import FunctionLibrary, Opsets, has_control_flow, opsets_of, resolve
+from pyvm.frontend.onnx.functions import FunctionLibrary, Opsets, may_have_control_flow, opsets_of, resolve
 from pyvm.frontend.onnx.model_file import element_code, element_type, load_model, sparse_array, tensor_array
 from pyvm.frontend.onnx.node import Node, fold, node_source
 from pyvm.frontend.onnx.registry import Converter
@@ -136,7 +136,8 @@ class GraphImporter:
             raise FrontendError(f"graph {self._graph.name!r} has no outputs")
         attrs = {"input_names": tuple(param.name for param in params), "output_names": tuple(outputs)}
         with self.builder.function("main", params=params, attrs=attrs):
-            with nullcontext() if has_control_flow(self._model) else self.builder.dataflow():
+            plain = may_have_control_flow(self._graph.node, opsets)
+            with nullcontext() if plain else self.builder.dataflow():
                 finish = partial(self._outputs, outputs)
                 results = self._walk(_Work(self._graph.node, 0, opsets, None), finish)
             self.builder.emit_func_output(results[0] if len(results) == 1 else Tuple(results))

@@ -1,10 +1,12 @@
-"""Prints the requirements of one extra of the installed pyvm, one a line: `requirements.py lint`."""
+"""Prints the run-time requirements of pyproject.toml and those of the extras named, one a line."""
 
 import sys
-from importlib.metadata import requires
+import tomllib
+from pathlib import Path
 
-marker = f"extra == '{sys.argv[1]}'"
-for requirement in requires("pyvm") or ():
-    name, _, condition = requirement.partition(";")
-    if condition.strip().replace('"', "'") == marker:
-        print(name.strip())
+project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+for requirement in project["dependencies"]:
+    print(requirement)
+for extra in sys.argv[1:]:
+    for requirement in project["optional-dependencies"][extra]:
+        print(requirement)

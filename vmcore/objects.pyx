@@ -204,10 +204,10 @@ cdef TensorObj* tensor_from_array(cnp.ndarray array) except NULL:
     cdef TensorObj* t
     if not dtype_of_array(array, &dtype):
         if (<object>array).dtype.isnative:
-            raise TypeError(f"tensor: an array of dtype {(<object>array).dtype} has no tensor element type")
+            raise errors.ArgumentTypeError(f"tensor: an array of dtype {(<object>array).dtype} has no tensor element type")
         array = (<object>array).astype((<object>array).dtype.newbyteorder("="))
         if not dtype_of_array(array, &dtype):
-            raise TypeError(f"tensor: an array of dtype {(<object>array).dtype} has no tensor element type")
+            raise errors.ArgumentTypeError(f"tensor: an array of dtype {(<object>array).dtype} has no tensor element type")
     if not (cnp.PyArray_IS_C_CONTIGUOUS(array) and cnp.PyArray_ISALIGNED(array)):
         array = np.array(array, order="C", copy=True, subok=False)
     t = tensor_new(<int32_t>cnp.PyArray_NDIM(array))
@@ -215,7 +215,7 @@ cdef TensorObj* tensor_from_array(cnp.ndarray array) except NULL:
         raise MemoryError("tensor: no memory for a header")
     if tensor_set_shape(t, <const int64_t*>cnp.PyArray_DIMS(array), dtype) < 0:
         object_release(t)
-        raise ValueError(f"tensor: shape {(<object>array).shape} does not fit in memory")
+        raise errors.ArgumentValueError(f"tensor: shape {(<object>array).shape} does not fit in memory")
     t.dl.data = cnp.PyArray_DATA(array)
     if not cnp.PyArray_ISWRITEABLE(array):
         t.head.flags |= OBJ_READONLY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import pyvm
 from pyvm import op
 from pyvm.errors import ParseError
 from pyvm.frontend.onnx import from_onnx
@@ -238,3 +240,14 @@ def test_equality_sees_differences() -> None:
     one = variant(1)["main"]
     renamed = Function([Var("z", tensor(N))], SeqExpr([], one.params[0]))
     assert not structural_equal(one, renamed)
+
+
+def test_the_program_in_the_readme() -> None:
+    readme = Path(__file__).parents[3].joinpath("README.md").read_text(encoding="utf-8")
+    module = parse(
+        next(block for block in readme.split("```text\n")[1:] if block.startswith("def main")).split("```")[0]
+    )
+    assert_round_trip(module)
+    x = np.arange(3, dtype=np.float32)
+    main = pyvm.VirtualMachine(pyvm.compile(module))["main"]
+    np.testing.assert_array_equal(main(x, np.array(4)).numpy(), 5 * x)

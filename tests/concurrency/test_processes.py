@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,7 @@ print("forked")
     ends_silently(run_python, tmp_path, script, "forked\n")
 
 
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="libasan's own allocator does not survive it")
 def test_fork_while_threads_run(run_python: RunPython, tmp_path: Path) -> None:
     script = """
 import warnings

@@ -10,7 +10,7 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport strlen
 
 from vmcore.loop cimport now_ns, thread_deadline
-from vmcore.objects cimport Function, function_from_native
+from vmcore.objects cimport Function, forbid_new, function_from_native, named_function
 from vmcore.registry cimport registry_get
 from vmcore.status cimport fail, last_error_kind, last_error_text
 from vmcore.threads cimport TaskFn, parallel_for, thread_count
@@ -64,7 +64,6 @@ cdef int copy_last_error(char* text, size_t size) noexcept nogil:
 cdef int lookup_or_raise(void* token, const char* name, void** out) except -1:
     cdef Library library = <Library><object>token
     cdef FunctionObj* f
-    cdef Function face
     text = name[:strlen(name)].decode("utf-8", "replace")
     f = library.find(text)
     if f == NULL:
@@ -77,10 +76,7 @@ cdef int lookup_or_raise(void* token, const char* name, void** out) except -1:
     if <size_t>f in _lent:
         object_release(f)
         return 0
-    face = Function.__new__(Function)
-    face.obj = &f.head
-    face.name = text
-    _lent[<size_t>f] = face
+    _lent[<size_t>f] = named_function(&f.head, text)
     return 0
 
 
@@ -133,9 +129,7 @@ cdef class Library:
             made = NULL if f == NULL else function_from_native(library_call, f, LIBRARY_NS_PER_BYTE)
             if made == NULL:
                 raise MemoryError(f"library: no memory for function {name!r}")
-            face = Function.__new__(Function)
-            face.obj = &made.head
-            face.name = name
+            face = named_function(&made.head, name)
             self.functions[name] = face
         object_retain(face.obj)
         return <FunctionObj*>face.obj
@@ -205,3 +199,6 @@ def load_library(path):
     if context != NULL:
         context[0] = <void*>library
     return library
+
+
+forbid_new(Library)

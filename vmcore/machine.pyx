@@ -12,7 +12,8 @@ from libc.stdlib cimport calloc, free
 
 from vmcore.loop cimport invoke, now_ns, set_thread_deadline, thread_deadline
 from vmcore.objects cimport (
-    ClosureObj, Tensor, borrow_array, from_value, own_array, release_python, take_value, tensor_new, to_value,
+    ClosureObj, Tensor, borrow_array, forbid_new, from_value, own_array, release_python, take_value, tensor_new,
+    to_value,
 )
 from vmcore.program cimport (
     FUNC_PACKED, GIL_AUTO, GIL_HOLD, GIL_RELEASE, MAX_RECURSION, N_ARRAY_HEADERS, REGISTER_STACK_BYTES,
@@ -531,6 +532,7 @@ cdef int install() except -1:
     cdef BoundFunction probe = BoundFunction.__new__(BoundFunction)
     vm_enable_vectorcall(BoundFunction, <char*>&probe.vectorcall - <char*><void*>probe)
     vm_set_tensor_type(Tensor)
+    forbid_new(BoundFunction)
     return 0
 
 

@@ -40,6 +40,8 @@ cdef class Function:
 cdef int to_value(object source, Value* out) except -1
 cdef object from_value(const Value* v)
 cdef object take_value(Value* v)
+cdef Function named_function(Object* obj, str name)
+cdef void forbid_new(object type) noexcept
 cdef object wrap_tensor(TensorObj* t)
 cdef TensorObj* tensor_from_array(cnp.ndarray array) except NULL
 cdef bint borrow_array(cnp.ndarray array, TensorObj* t) noexcept

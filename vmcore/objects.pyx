@@ -195,6 +195,10 @@ cdef void own_array(TensorObj* t, object array) noexcept:
     t.release_owner = release_python
 
 
+cdef object no_element_type(object array):
+    return errors.ArgumentTypeError(f"tensor: an array of dtype {array.dtype} has no tensor element type")
+
+
 cdef TensorObj* tensor_from_array(cnp.ndarray array) except NULL:
     """A tensor over `array`; without a copy when the array is C-contiguous, aligned and in native byte order.
 
@@ -204,10 +208,10 @@ cdef TensorObj* tensor_from_array(cnp.ndarray array) except NULL:
     cdef TensorObj* t
     if not dtype_of_array(array, &dtype):
         if (<object>array).dtype.isnative:
-            raise errors.ArgumentTypeError(f"tensor: an array of dtype {(<object>array).dtype} has no tensor element type")
+            raise no_element_type(array)
         array = (<object>array).astype((<object>array).dtype.newbyteorder("="))
         if not dtype_of_array(array, &dtype):
-            raise errors.ArgumentTypeError(f"tensor: an array of dtype {(<object>array).dtype} has no tensor element type")
+            raise no_element_type(array)
     if not (cnp.PyArray_IS_C_CONTIGUOUS(array) and cnp.PyArray_ISALIGNED(array)):
         array = np.array(array, order="C", copy=True, subok=False)
     t = tensor_new(<int32_t>cnp.PyArray_NDIM(array))
@@ -591,17 +595,21 @@ cdef class Function:
         return f"<pyvm {'closure' if self.is_closure else 'function'}{' ' + self.name if self.name else ''}>"
 
 
+cdef Function named_function(Object* obj, str name):
+    """The Python face of `obj`, also when a Python callable is behind it. Takes over one reference."""
+    cdef Function f = Function.__new__(Function)
+    f.obj = obj
+    f.name = name
+    return f
+
+
 cdef object wrap_function(Object* obj, str name):
     """The Python face of a function or closure; takes over one reference."""
-    cdef Function f
     if obj.type_index == VT_FUNCTION and (<FunctionObj*>obj).is_python and object_is_own(obj):
         original = <object>(<FunctionObj*>obj).self
         object_release(obj)
         return original
-    f = Function.__new__(Function)
-    f.obj = obj
-    f.name = name
-    return f
+    return named_function(obj, name)
 
 
 cdef void pyobject_delete(void* self, int how) noexcept nogil:
@@ -622,6 +630,30 @@ cdef class OpaqueObject:
     def __dealloc__(self):
         if self.obj != NULL:
             object_release(self.obj)
+
+
+# ---- no empty shells -------------------------------------------------------------------------------------------------
+
+cdef extern from *:
+    """
+    static PyObject *vm_refuse_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+      (void)args, (void)kwargs;
+      PyErr_Format(PyExc_TypeError, "%s has no public constructor", type->tp_name);
+      return NULL;
+    }
+    static void vm_forbid_new(PyObject *type) { ((PyTypeObject *)type)->tp_new = vm_refuse_new; }
+    """
+    void vm_forbid_new(object type)
+
+
+cdef void forbid_new(object type) noexcept:
+    """Makes `type.__new__` raise: an instance without its native object would crash. Cython code of the type's own
+    module still makes instances, by calling its allocation function directly."""
+    vm_forbid_new(type)
+
+
+for _type in (Tensor, Function, OpaqueObject):
+    forbid_new(_type)
 
 
 # ---- Values ----------------------------------------------------------------------------------------------------------

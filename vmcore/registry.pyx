@@ -7,8 +7,8 @@ import importlib
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 
 from vmcore.builtins cimport builtin_table
-from vmcore.objects cimport Function, function_from_callable, function_from_native
-from vmcore.value cimport FunctionObj, KernelEntry, Object, object_retain
+from vmcore.objects cimport Function, function_from_callable, function_from_native, named_function
+from vmcore.value cimport FunctionObj, KernelEntry, object_retain
 
 from vmcore import errors, kernels
 
@@ -16,14 +16,6 @@ ctypedef const KernelEntry* (*TableFn)(int* n) noexcept
 
 cdef dict _functions = {}
 cdef bint _kernels_loaded = False
-
-
-cdef Function named(Object* obj, str name):
-    """A Function that is not replaced by the Python callable behind it. Takes over one reference."""
-    cdef Function f = Function.__new__(Function)
-    f.obj = obj
-    f.name = name
-    return f
 
 
 cdef int add_table(const KernelEntry* table, int n) except -1:
@@ -34,7 +26,7 @@ cdef int add_table(const KernelEntry* table, int n) except -1:
         if f == NULL:
             raise MemoryError("registry: no memory for a function")
         name = table[i].name.decode()
-        _functions.setdefault(name, named(&f.head, name))
+        _functions.setdefault(name, named_function(&f.head, name))
     return 0
 
 
@@ -109,9 +101,9 @@ def register_func(name, f=None, override=False):
         load_kernels()  # so that loading them later does not meet a name that is taken
     if type(f) is Function:
         object_retain((<Function>f).obj)
-        _functions[name] = named((<Function>f).obj, name)
+        _functions[name] = named_function((<Function>f).obj, name)
     else:
-        _functions[name] = named(&function_from_callable(f).head, name)
+        _functions[name] = named_function(&function_from_callable(f).head, name)
     return f
 
 
@@ -206,7 +198,7 @@ def _invoke_debug_func(*args):
 
 
 cdef int add_python(str name, object f) except -1:
-    _functions[name] = named(&function_from_callable(f).head, name)
+    _functions[name] = named_function(&function_from_callable(f).head, name)
     return 0
 
 

@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from pyvm.asm import assemble
 from pyvm.vm import VirtualMachine
-from vmcore.objects import OpaqueObject, Tensor, tensor
+from vmcore.library import Library
+from vmcore.objects import Function, OpaqueObject, Tensor, tensor
 from vmcore.types import BitsArray, DataType, Device, Shape, cpu
 
 DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
@@ -200,3 +201,10 @@ def test_the_vm_operand_cannot_leave():
     vm = VirtualMachine(assemble("func @main() regs=1\n  call @vm.builtin.copy (%vm) -> %0\n  ret %0\n"))
     with pytest.raises(TypeError, match="stored"):
         vm["main"]()
+
+
+@pytest.mark.parametrize("make", [lambda t: t.__new__(t), lambda t: object.__new__(t), lambda t: t()])
+@pytest.mark.parametrize("kind", [Tensor, OpaqueObject, Function, type(IDENTITY), Library])
+def test_native_types_have_no_empty_instances(kind, make):
+    with pytest.raises(TypeError):
+        make(kind)

@@ -8,7 +8,7 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-CHECKED = os.environ.get("VMCORE_CHECKED") == "1"  # bounds checks and asserts on; for tests
+CHECKED = os.environ.get("VMCORE_CHECKED") == "1"  # for tests: bounds checks, books of memory, failures on demand
 
 DIRECTIVES = {
     "language_level": 3,
@@ -19,6 +19,7 @@ DIRECTIVES = {
     "initializedcheck": CHECKED,
     "nonecheck": CHECKED,
 }
+MACROS = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *([("VMCORE_CHECKED", "1")] if CHECKED else [])]
 # Never -ffast-math: NaN and the sign of zero are specified. No SLP: it merges the two word stores of a Value into one
 # vector store, which stalls the next read (see value.h); loops are vectorised all the same. The flags are those of gcc
 # and clang; vmcore is written for them.
@@ -37,12 +38,13 @@ def extensions() -> list[Extension]:
             str(path.relative_to(ROOT).with_suffix("")).replace(os.sep, "."),
             [str(path.relative_to(ROOT))],
             include_dirs=[".", numpy.get_include()],
-            define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+            define_macros=MACROS,
             depends=headers,
             extra_compile_args=CFLAGS,
             extra_link_args=LDFLAGS,
         )
         for path in sorted(ROOT.glob("vmcore/**/*.pyx"))
+        if CHECKED or path.stem != "checked"  # the face of a checked build's books
     ]
 
 

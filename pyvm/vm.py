@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import operator
 import os
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -56,6 +58,28 @@ def _add_trace(executable: VMExecutable, error: BaseException, frames: Sequence[
         error.add_note(line)
 
 
+class MemoryReport(dict[str, Any]):
+    """What `VirtualMachine.memory_report` returns; `str` of it is a table for people."""
+
+    def __str__(self) -> str:
+        limit = self["limit_bytes"]
+        share = "" if limit is None else f"{self['peak_bytes'] / limit:.0%} of the limit"
+        hits = f"{self['n_pool_hits']:,} of {self['n_allocations']:,} requests found one"
+        rows: list[tuple[str, int | None, str]] = [
+            ("in use", self["live_bytes"], f"of which idle calls keep {self['idle_bytes']:,}"),
+            ("kept for reuse", self["pooled_bytes"], hits),
+            ("highest in use", self["peak_bytes"], share),
+            ("limit", limit, ""),
+            ("asked for so far", self["total_bytes"], ""),
+            ("kernel scratch", self["workspace_bytes"], "of the whole process"),
+        ]
+        lines = [f"{name:<17}{'none' if n is None else f'{n:,} bytes':>24}  {note}".rstrip() for name, n, note in rows]
+        if self["classes"]:
+            lines.append(f"{'block size':<17}{'in use':>18}{'kept':>8}")
+            lines += [f"{size:<17,}{live:>18,}{kept:>8,}" for size, live, kept in self["classes"]]
+        return "\n".join(lines)
+
+
 class VirtualMachine:
     """Runs the functions of an executable. May be called from many threads at once: each call has its own context.
 
@@ -67,6 +91,11 @@ class VirtualMachine:
         Where to run: `cpu()`, or a list whose members are all `cpu()`.
     memory_cfg : {None, "pooled", "naive"}
         Allocator of storages: pooled keeps freed blocks for reuse (the default), naive gives them back at once.
+    memory_limit : int, optional
+        Bytes that the allocator of storages may hold, in use and kept together, rounding to its block sizes included.
+        A request beyond it first gives kept memory back; if that is not enough, the instruction raises AllocationError,
+        which states bytes requested, in use and allowed, and the machine stays usable. Not counted: constants,
+        arguments, and scratch memory of kernels, which the whole process shares (`memory_report` shows it).
     gil : {"auto", "release", "hold"}
         When a call releases the GIL: when the native work ahead is worth it, at once, or never.
     libraries : sequence of Library
@@ -82,7 +111,7 @@ class VirtualMachine:
     LinkError
         If it has compiled functions that are in none of the libraries.
     ValueError
-        For an unknown device or memory configuration.
+        For an unknown device or memory configuration, or a memory limit that is not positive.
     """
 
     def __init__(
@@ -91,6 +120,7 @@ class VirtualMachine:
         device: Device | Sequence[Device] | None = None,
         memory_cfg: str | None = None,
         *,
+        memory_limit: int | None = None,
         gil: str = "auto",
         libraries: Sequence[Library] = (),
     ) -> None:
@@ -103,6 +133,10 @@ class VirtualMachine:
                 raise ValueError(f"VirtualMachine: device {one!r} is not available, programs run on cpu(0)")
         if memory_cfg not in (None, "pooled", "naive"):
             raise ValueError(f"VirtualMachine: memory_cfg must be None, 'pooled' or 'naive', got {memory_cfg!r}")
+        if memory_limit is not None:
+            memory_limit = operator.index(memory_limit)
+            if not 0 < memory_limit < 2**63:
+                raise ValueError(f"VirtualMachine: memory_limit must be a positive number of bytes, got {memory_limit}")
         self.executable = executable
         self._machine = Machine(
             executable,
@@ -110,6 +144,7 @@ class VirtualMachine:
             pooled=memory_cfg != "naive",
             gil=gil,
             libraries=libraries,
+            memory_limit=memory_limit,
         )
         self._saved: dict[str, _SavedFunction] = {}
         self._inputs: dict[str, tuple[Any, ...]] = {}
@@ -237,12 +272,43 @@ class VirtualMachine:
     # ---- memory
 
     def trim(self) -> int:
-        """Gives memory that is kept for reuse back to the system; returns its bytes."""
-        return self._machine.trim()
+        """Gives memory that is kept for reuse back to the system; returns its bytes.
 
-    def memory_report(self) -> dict[str, int]:
-        """Bytes of storages (live, peak, pooled, total) and the counts n_allocations and n_pool_hits."""
-        return self._machine.memory_report()
+        What idle calls of this machine keep and what its allocator keeps is freed at once, as is the calling thread's
+        scratch memory of kernels. Other threads free theirs when they next run a kernel that needs some.
+        """
+        freed = self._machine.trim()
+        workspace = sys.modules.get("vmcore.kernels.workspace")  # absent when no kernel was ever loaded
+        if workspace is not None:
+            held = workspace.workspace_bytes()
+            workspace.trim_workspace()
+            freed += max(0, held - workspace.workspace_bytes())
+        return freed
+
+    def memory_report(self) -> MemoryReport:
+        """The books of this machine's allocator, a dict that prints as a table.
+
+        Returns
+        -------
+        MemoryReport
+            live_bytes : held by storages in use: of results that are alive, of calls that run, and
+            idle_bytes : of these, kept by finished calls for the next one (`trim` frees them)
+            pooled_bytes : freed and kept for reuse (`trim` frees them)
+            peak_bytes : the highest live_bytes so far
+            limit_bytes : the memory limit, or None; live_bytes + pooled_bytes never exceed it
+            total_bytes, n_allocations : asked for so far; storages that a call finds where the last one left them are
+            not asked for again
+            n_pool_hits : requests that were served with a pooled block
+            workspace_bytes : scratch memory of kernels, of all threads and machines of the process
+            classes : (bytes of a block, blocks in use, blocks pooled) for each size that there are blocks of
+
+            All but n_* and classes are bytes, with what rounding up to a block size adds (at most a quarter), except
+            total_bytes and idle_bytes, which are as asked for.
+        """
+        report = MemoryReport(self._machine.memory_report())
+        workspace = sys.modules.get("vmcore.kernels.workspace")
+        report["workspace_bytes"] = 0 if workspace is None else workspace.workspace_bytes()
+        return report
 
     def __repr__(self) -> str:
         return f"VirtualMachine({', '.join(self.function_names())})"

@@ -5,3 +5,4 @@ from vmcore.value cimport KernelEntry, PackedFn, VmDataType
 cdef const KernelEntry* builtin_table(int* n) noexcept
 cdef bint dtype_is_storable(VmDataType dtype) noexcept nogil
 cdef int builtin_opcode(PackedFn fn) noexcept nogil
+cdef bint builtin_allocates(PackedFn fn) noexcept nogil

@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
-from vmcore.loop cimport call_nested, in_native
+from vmcore.loop cimport call_nested, in_native, new_storage
 from vmcore.objects cimport (
     VM_MAX_NDIM, ClosureObj, ShapeObj, array_new, closure_new, shape_new, tensor_new, tensor_set_shape, value_kind_name,
     value_str,
@@ -16,7 +16,7 @@ from vmcore.program cimport (
     I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL, I_CALL_CLOSURE, I_COPY, I_NULL, I_TUPLE_GET, Context,
 )
 from vmcore.status cimport fail
-from vmcore.storage cimport Allocator, allocator_new, storage_alloc
+from vmcore.storage cimport Allocator, allocator_new, storage_alloc, storage_refused
 from vmcore.value cimport (
     DL_BOOL, DL_FLOAT, DL_INT, DL_UINT, ERR_ALLOC, ERR_DTYPE, ERR_INDEX, ERR_INTERNAL, ERR_SHAPE, ERR_TYPE, ERR_VALUE,
     VT_ARRAY, VT_BOOL, VT_CLOSURE, VT_DTYPE, VT_FLOAT, VT_FUNCTION, VT_INT, VT_NONE, VT_OBJECT, VT_OPAQUE_PTR, VT_SHAPE,
@@ -148,9 +148,9 @@ cdef int new_tensor(
             )
         if __builtin_mul_overflow(nbytes, dims[i], &nbytes):
             return fail_format(fail, ERR_ALLOC, "%s: the size of the tensor does not fit in 63 bits", name)
-    storage = storage_alloc(<Allocator*>cx.program.allocator, nbytes)
+    storage = new_storage(cx, name, nbytes)
     if storage == NULL:
-        return no_memory(name, nbytes)
+        return -1
     status = make_tensor(name, storage, 0, dims, ndim, dtype, ret)
     object_release(storage)
     return status
@@ -201,9 +201,9 @@ cdef int b_alloc_storage(void* self, const Value* args, int32_t n_args, Value* r
             )
         if __builtin_mul_overflow(nbytes, shape.data[i], &nbytes):
             return fail(ERR_ALLOC, "alloc_storage: the size does not fit in 63 bits")
-    storage = storage_alloc(<Allocator*>cx.program.allocator, nbytes)
+    storage = new_storage(cx, "alloc_storage", nbytes)
     if storage == NULL:
-        return no_memory("alloc_storage", nbytes)
+        return -1
     value_set_object(ret, storage)
     return 0
 
@@ -761,10 +761,11 @@ cdef int b_store_dim(void* self, const Value* args, int32_t n_args, Value* ret) 
 
 
 cdef int own_tensor(
-    const char* name, const int64_t* dims, uint64_t ndim, VmDataType dtype, TensorObj** out
+    void* allocator, const char* name, const int64_t* dims, uint64_t ndim, VmDataType dtype, TensorObj** out
 ) noexcept nogil:
-    """A fresh tensor from a process-wide allocator, for builtins that are not given the virtual machine."""
-    global _shared_allocator
+    """A fresh tensor for a builtin that is not given the virtual machine. `allocator` is the builtin's self: decoding
+    makes it that of the program (`builtin_allocates`); it is NULL in calls from elsewhere, which share one."""
+    cdef Allocator* owner = <Allocator*>allocator if allocator != NULL else _shared_allocator
     cdef StorageObj* storage
     cdef int64_t nbytes = dtype_bytes(dtype)
     cdef uint64_t i
@@ -775,9 +776,9 @@ cdef int own_tensor(
             return fail_format(
                 fail, ERR_SHAPE, "%s: a dimension is negative, or the size does not fit in 63 bits", name
             )
-    storage = storage_alloc(_shared_allocator, nbytes)
+    storage = storage_alloc(owner, nbytes)
     if storage == NULL:
-        return no_memory(name, nbytes)
+        return storage_refused(owner, name, nbytes)
     status = make_tensor(name, storage, 0, dims, ndim, dtype, &made)
     object_release(storage)
     if status == 0:
@@ -797,19 +798,19 @@ cdef int b_shape_to_tensor(void* self, const Value* args, int32_t n_args, Value*
     shape = <ShapeObj*>value_ptr(&args[0])
     n = <int64_t>shape.size
     int64_type.code, int64_type.bits, int64_type.lanes = DL_INT, 64, 1
-    if own_tensor("shape_to_tensor", &n, 1, int64_type, &t) != 0:
+    if own_tensor(self, "shape_to_tensor", &n, 1, int64_type, &t) != 0:
         return -1
     memcpy(t.dl.data, shape.data, n * 8)
     value_set_object(ret, t)
     return 0
 
 
-cdef int copy_tensor(const char* name, const DLTensor* t, Value* ret) noexcept nogil:
+cdef int copy_tensor(void* allocator, const char* name, const DLTensor* t, Value* ret) noexcept nogil:
     cdef TensorObj* copy = NULL
     cdef char text[160]
     if not dltensor_is_compact(t):
         return fail_format(fail, ERR_VALUE, "%s: %s is not contiguous", name, dltensor_describe(text, sizeof(text), t))
-    if own_tensor(name, t.shape, t.ndim, t.dtype, &copy) != 0:
+    if own_tensor(allocator, name, t.shape, t.ndim, t.dtype, &copy) != 0:
         return -1
     memcpy(copy.dl.data, dltensor_data(t), copy.nbytes)
     value_set_object(ret, copy)
@@ -830,7 +831,7 @@ cdef int b_to_device(void* self, const Value* args, int32_t n_args, Value* ret) 
             fail, ERR_INTERNAL, "to_device: device (%lld, %lld) is not available, only cpu(0)", <long long>args[1].bits,
             <long long>args[2].bits,
         )
-    return copy_tensor("to_device", t, ret)
+    return copy_tensor(self, "to_device", t, ret)
 
 
 cdef int b_ensure_zero_offset(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
@@ -842,7 +843,7 @@ cdef int b_ensure_zero_offset(void* self, const Value* args, int32_t n_args, Val
         return wrong_kind("ensure_zero_offset", 0, "Tensor", &args[0])
     if t.byte_offset == 0 and value_type(&args[0]) == VT_TENSOR:
         return keep("ensure_zero_offset", 0, &args[0], ret)
-    return copy_tensor("ensure_zero_offset", t, ret)
+    return copy_tensor(self, "ensure_zero_offset", t, ret)
 
 
 # ---- checks of declared types ----------------------------------------------------------------------------------------
@@ -1072,6 +1073,11 @@ cdef int builtin_opcode(PackedFn fn) noexcept nogil:
     if fn == b_invoke_closure:
         return I_CALL_CLOSURE
     return I_CALL
+
+
+cdef bint builtin_allocates(PackedFn fn) noexcept nogil:
+    """Whether `fn` takes the allocator that it uses as its self."""
+    return fn == b_shape_to_tensor or fn == b_to_device or fn == b_ensure_zero_offset
 
 
 _shared_allocator = allocator_new(True)

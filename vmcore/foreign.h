@@ -5,7 +5,7 @@
 
 #include "vmcore/objects.h"
 
-#define FOREIGN_ALIGNMENT 64
+#define FOREIGN_ALIGNMENT MEMORY_ALIGNMENT
 #define FOREIGN_MAX_NESTING 200
 
 static inline int data_is_aligned(const void *data, int64_t nbytes) {
@@ -14,19 +14,20 @@ static inline int data_is_aligned(const void *data, int64_t nbytes) {
 
 /* A compact tensor with the elements of `t` (which is compact) in aligned memory of its own; NULL: no memory. */
 __attribute__((unused)) static TensorObj *tensor_aligned_copy(const DLTensor *t) {
-  void *data = NULL;
+  void *data;
   TensorObj *copy = tensor_new(t->ndim);
   int64_t nbytes;
   if (copy == NULL) return NULL;
   nbytes = tensor_set_shape(copy, t->shape, t->dtype);
-  if (nbytes < 0 || posix_memalign(&data, FOREIGN_ALIGNMENT, nbytes ? (size_t)nbytes : 1) != 0) {
+  data = nbytes < 0 ? NULL : memory_aligned(nbytes ? (size_t)nbytes : 1, MEMORY_STORAGE);
+  if (data == NULL) {
     object_release(copy);
     return NULL;
   }
   memcpy(data, dltensor_data(t), (size_t)nbytes);
   copy->dl.data = data;
   copy->owner = data;
-  copy->release_owner = free;
+  copy->release_owner = memory_free;
   return copy;
 }
 

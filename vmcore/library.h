@@ -92,7 +92,7 @@ static int host_reset_item(void *list, int index) {
 
 /* Tensors that live on the library's stack reach Python as copies, and what Python wrote comes back. */
 static int host_call_python(FunctionObj *f, Value *args, int32_t n, Value *ret) {
-  Value *own = (Value *)malloc(((size_t)n + 1) * sizeof(Value));
+  Value *own = (Value *)memory_alloc(((size_t)n + 1) * sizeof(Value), MEMORY_SCRATCH);
   int status = -1;
   int32_t made;
   if (own == NULL) return host.fail(ERR_ALLOC, "call: no memory for arguments");
@@ -117,7 +117,7 @@ static int host_call_python(FunctionObj *f, Value *args, int32_t n, Value *ret) 
       memcpy(data, copy->dl.data, (size_t)copy->nbytes);
     object_release(copy);
   }
-  free(own);
+  memory_free(own);
   return status;
 }
 
@@ -146,9 +146,9 @@ static int host_init_once(void **slot, int (*init)(void **)) {
 /* ---- workspace and threads ---- */
 
 static void *host_alloc_workspace(int device_type, int device_id, uint64_t nbytes, int code, int bits) {
-  void *memory = NULL;
+  void *memory = device_type == 1 ? memory_aligned(nbytes ? nbytes : 1, MEMORY_LIBRARY) : NULL;
   (void)device_id, (void)code, (void)bits;
-  if (device_type != 1 || posix_memalign(&memory, FOREIGN_ALIGNMENT, nbytes ? nbytes : 1) != 0) {
+  if (memory == NULL) {
     fail_format(host.fail, ERR_ALLOC, "workspace: no %llu bytes on device type %d", (unsigned long long)nbytes,
                 device_type);
     return NULL;
@@ -158,7 +158,7 @@ static void *host_alloc_workspace(int device_type, int device_id, uint64_t nbyte
 
 static int host_free_workspace(int device_type, int device_id, void *memory) {
   (void)device_type, (void)device_id;
-  free(memory);
+  memory_free(memory);
   return 0;
 }
 
@@ -295,8 +295,9 @@ typedef struct LibraryFunction {
 } LibraryFunction;
 
 static LibraryFunction *library_function_new(PackedFn fn, const char *name) {
-  LibraryFunction *f = (LibraryFunction *)malloc(sizeof(LibraryFunction) + strlen(name) + 1);
+  LibraryFunction *f = (LibraryFunction *)memory_alloc(sizeof(LibraryFunction) + strlen(name) + 1, MEMORY_LIBRARY);
   if (f == NULL) return NULL;
+  memory_keep(f); /* functions of a library are never forgotten */
   f->fn = fn;
   strcpy(f->name, name);
   return f;
@@ -323,7 +324,7 @@ static int library_argument(const Value *v, int is_last) {
 /* A call with aligned substitutes of tensors; what the kernel wrote into them is copied back. */
 __attribute__((noinline)) static int library_call_bounced(const LibraryFunction *f, const Value *args, int32_t n,
                                                          Value *ret) {
-  Value *own = (Value *)malloc((size_t)n * sizeof(Value));
+  Value *own = (Value *)memory_alloc((size_t)n * sizeof(Value), MEMORY_SCRATCH);
   int status = -1;
   int32_t made;
   if (own == NULL) return host.fail(ERR_ALLOC, "call: no memory for arguments");
@@ -367,7 +368,7 @@ __attribute__((noinline)) static int library_call_bounced(const LibraryFunction 
   }
   for (int32_t i = 0; i < made; ++i) /* last, because substitutes of the same bytes share them */
     if (args[i].tag == VT_TENSOR && own[i].bits != args[i].bits) object_release(value_ptr(&own[i]));
-  free(own);
+  memory_free(own);
   return status;
 }
 

@@ -9,9 +9,9 @@ The GIL is held on entry. It is released once, when the native work ahead is exp
 back for a Python callee; `Context.thread_state` says which.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
-from libc.stdlib cimport free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from vmcore.memory cimport MEMORY_CONTEXT, MEMORY_SCRATCH, memory_alloc, memory_calloc, memory_free
 from vmcore.objects cimport (
     ArrayObj, ClosureObj, call_python, closure_new, from_value, value_kind_name,
 )
@@ -20,10 +20,10 @@ from vmcore.program cimport (
     I_CALL_NATIVE, I_CALL_PYTHON, I_CALL_SPECIAL, I_CALL_VM, I_COPY, I_GOTO, I_GOTO_BACK, I_IF, I_LOAD, I_NULL, I_RET,
     I_TUPLE_GET, BUDGET_NS, FUNC_NATIVE, FUNC_PACKED, FUNC_VM, FUNCTION_MARKER, MAX_RECURSION, AllocSite,
     CallSite, Context, Frame, Insn, Program, VmFunc, operand_at, reg_at, storage_cache_keep, storage_cache_take,
-    tensor_cache_take, value_drop, value_put, value_replace, value_reset,
+    tensor_cache_clear, tensor_cache_take, value_drop, value_put, value_replace, value_reset,
 )
 from vmcore.status cimport fail
-from vmcore.storage cimport Allocator, allocator_report, storage_alloc
+from vmcore.storage cimport Allocator, allocator_report, storage_alloc, storage_refused
 from vmcore.value cimport (
     ERR_ALLOC, ERR_DEADLINE, ERR_INDEX, ERR_INTERNAL, ERR_PYTHON, ERR_RECURSION, ERR_TYPE, VT_ARRAY, VT_BOOL,
     VT_CLOSURE, VT_FUNCTION, VT_INT, VT_NONE, VT_OPAQUE_PTR, VT_STORAGE, VT_TENSOR, Object, PackedFn, StorageObj,
@@ -265,14 +265,29 @@ cdef int tuple_get(const Value* source, int32_t index, Value* ret) noexcept nogi
     return 0
 
 
+cdef StorageObj* new_storage(Context* cx, const char* name, int64_t nbytes) noexcept nogil:
+    """A storage from the machine's allocator; NULL after an error was stored.
+
+    Before a request is refused, what this context and idle ones keep for their allocation sites is given back.
+    """
+    cdef Allocator* allocator = <Allocator*>cx.program.allocator
+    cdef StorageObj* storage = storage_alloc(allocator, nbytes)
+    if storage == NULL:
+        tensor_cache_clear(&cx.tensors)
+        if cx.program.reclaim != NULL:
+            hold_gil(cx)
+            cx.program.reclaim(cx.program)
+        storage = storage_alloc(allocator, nbytes)
+        if storage == NULL:
+            storage_refused(allocator, name, nbytes)
+    return storage
+
+
 # ---- compiled functions ----------------------------------------------------------------------------------------------
 
 cdef extern from "vmcore/foreign.h" nogil:
     int value_align(Value* v, int depth)
     bint value_may_return(const Value* v)
-
-cdef extern from "<stdlib.h>" nogil:
-    void* calloc(size_t n, size_t size)
 
 
 cdef Value* function_list(Context* cx) noexcept nogil:
@@ -280,7 +295,7 @@ cdef Value* function_list(Context* cx) noexcept nogil:
     cdef Program* program = cx.program
     cdef int32_t i
     if cx.functions == NULL:
-        cx.functions = <Value*>calloc(program.n_funcs + 1, sizeof(Value))
+        cx.functions = <Value*>memory_calloc(program.n_funcs + 1, sizeof(Value), MEMORY_CONTEXT)
         if cx.functions == NULL:
             return NULL
         value_set(cx.functions, VT_OPAQUE_PTR, <int64_t>cx)
@@ -603,9 +618,8 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
         elif pc.op == I_ALLOC_STORAGE:
             storage = storage_cache_take(&cx.tensors, pc.n - 1) if pc.n else NULL
             if storage == NULL:
-                storage = storage_alloc(<Allocator*>cx.program.allocator, pc.b)
+                storage = new_storage(cx, "alloc_storage", pc.b)
                 if storage == NULL:
-                    fail_format(fail, ERR_ALLOC, "alloc_storage: no memory for %lld bytes", <long long>pc.b)
                     break
                 if pc.n:
                     storage_cache_keep(&cx.tensors, pc.n - 1, storage)
@@ -758,7 +772,7 @@ cdef int call_hooked(Context* cx, VmFunc* func, Insn* pc, Value* base, Value* re
     global vm_native_depth
     if vm_native_depth >= MAX_NATIVE_DEPTH:
         return native_recursion_error()
-    args = <Value*>malloc((site.n_args + 1) * sizeof(Value))
+    args = <Value*>memory_alloc((site.n_args + 1) * sizeof(Value), MEMORY_SCRATCH)
     if args == NULL:
         return fail(ERR_ALLOC, "call: no memory for arguments")
     for k in range(site.n_args):
@@ -790,7 +804,7 @@ cdef int call_hooked(Context* cx, VmFunc* func, Insn* pc, Value* base, Value* re
                 if status != 0:
                     fail(ERR_PYTHON, "")
     drop_special(site, literals, args, done)
-    free(args)
+    memory_free(args)
     return status
 
 

@@ -7,10 +7,12 @@ cimport cython
 cimport numpy as cnp
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, int64_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
 
 from vmcore.loop cimport invoke, now_ns, set_thread_deadline, thread_deadline
+from vmcore.memory cimport (
+    MAP_NORESERVE, MEMORY_CONTEXT, memory_calloc, memory_free, memory_map, memory_unmap,
+)
 from vmcore.objects cimport (
     ClosureObj, Tensor, borrow_array, forbid_new, from_value, own_array, release_python, take_value, tensor_new,
     to_value,
@@ -20,7 +22,9 @@ from vmcore.program cimport (
     Context, Frame, Program, VmFunc, decode, decode_hooked, tensor_cache_clear,
 )
 from vmcore.status cimport fail, raise_status, take_error
-from vmcore.storage cimport allocator_report, allocator_trim
+from vmcore.storage cimport (
+    MAX_CLASSES, AllocatorReport, ClassReport, allocator_classes, allocator_report, allocator_set_limit, allocator_trim,
+)
 from vmcore.value cimport (
     ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_FUNCTION, VT_OPAQUE_PTR, VT_TENSOR, StorageObj,
     TensorObj, Value, fail_format,
@@ -45,12 +49,6 @@ cdef extern from "Python.h":
     PyGILState_STATE PyGILState_Ensure() nogil
     void PyGILState_Release(PyGILState_STATE) nogil
     Py_ssize_t PyVectorcall_NARGS(size_t nargsf)
-
-cdef extern from "<sys/mman.h>" nogil:
-    void* mmap(void* address, size_t size, int protection, int flags, int fd, int64_t offset)
-    int munmap(void* address, size_t size)
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
-    void* MAP_FAILED
 
 cdef extern from *:
     """
@@ -81,28 +79,28 @@ cdef Context* context_new(Program* program) noexcept nogil:
 
     The register stack is reserved, not committed: its pages start as zeros, which are none.
     """
-    cdef Context* cx = <Context*>calloc(1, sizeof(Context))
+    cdef Context* cx = <Context*>memory_calloc(1, sizeof(Context), MEMORY_CONTEXT)
     cdef void* stack
     if cx == NULL:
         fail(ERR_ALLOC, "call: no memory for a context")
         return NULL
-    stack = mmap(NULL, REGISTER_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    cx.frames = <Frame*>calloc(MAX_RECURSION + 2, sizeof(Frame))
-    cx.args = <Value*>calloc(program.max_args + 1, sizeof(Value))
-    cx.tensors.slots = <TensorObj**>calloc(program.n_tensor_sites + 1, sizeof(TensorObj*))
-    cx.tensors.storages = <StorageObj**>calloc(program.n_storage_sites + 1, sizeof(StorageObj*))
+    stack = memory_map(REGISTER_STACK_BYTES, MAP_NORESERVE, MEMORY_CONTEXT)
+    cx.frames = <Frame*>memory_calloc(MAX_RECURSION + 2, sizeof(Frame), MEMORY_CONTEXT)
+    cx.args = <Value*>memory_calloc(program.max_args + 1, sizeof(Value), MEMORY_CONTEXT)
+    cx.tensors.slots = <TensorObj**>memory_calloc(program.n_tensor_sites + 1, sizeof(TensorObj*), MEMORY_CONTEXT)
+    cx.tensors.storages = <StorageObj**>memory_calloc(program.n_storage_sites + 1, sizeof(StorageObj*), MEMORY_CONTEXT)
     cx.tensors.id = vm_new_cache_id()
     cx.tensors.n_slots = program.n_tensor_sites
     cx.tensors.n_storages = program.n_storage_sites
-    if stack == MAP_FAILED or cx.frames == NULL or cx.args == NULL or cx.tensors.slots == NULL \
+    if stack == NULL or cx.frames == NULL or cx.args == NULL or cx.tensors.slots == NULL \
             or cx.tensors.storages == NULL:
-        if stack != MAP_FAILED:
-            munmap(stack, REGISTER_STACK_BYTES)
-        free(cx.frames)
-        free(cx.args)
-        free(cx.tensors.slots)
-        free(cx.tensors.storages)
-        free(cx)
+        if stack != NULL:
+            memory_unmap(stack, REGISTER_STACK_BYTES)
+        memory_free(cx.frames)
+        memory_free(cx.args)
+        memory_free(cx.tensors.slots)
+        memory_free(cx.tensors.storages)
+        memory_free(cx)
         fail_format(fail, ERR_ALLOC, "call: no memory for a register stack of %zu bytes", REGISTER_STACK_BYTES)
         return NULL
     cx.stack = <Value*>stack
@@ -119,13 +117,13 @@ cdef void context_free(Context* cx) noexcept nogil:
         if cx.array_headers[i] != NULL:
             object_release(cx.array_headers[i])
     tensor_cache_clear(&cx.tensors)
-    munmap(cx.stack, REGISTER_STACK_BYTES)
-    free(cx.frames)
-    free(cx.args)
-    free(cx.tensors.slots)
-    free(cx.functions)
-    free(cx.tensors.storages)
-    free(cx)
+    memory_unmap(cx.stack, REGISTER_STACK_BYTES)
+    memory_free(cx.frames)
+    memory_free(cx.args)
+    memory_free(cx.tensors.slots)
+    memory_free(cx.functions)
+    memory_free(cx.tensors.storages)
+    memory_free(cx)
 
 
 cdef inline Context* context_get(Program* program) noexcept:
@@ -142,13 +140,18 @@ cdef inline void context_put(Context* cx) noexcept:
     cx.program.idle = cx
 
 
-cdef void release_contexts(Program* program) noexcept nogil:
-    """Frees what the program does not own itself; nobody can run it any more."""
+cdef void free_idle_contexts(Program* program) noexcept nogil:
+    """Needs the GIL, or a program that nobody can run any more."""
     cdef Context* cx
     while program.idle != NULL:
         cx = program.idle
         program.idle = cx.next
         context_free(cx)
+
+
+cdef void release_contexts(Program* program) noexcept nogil:
+    """Frees what the program does not own itself; nobody can run it any more."""
+    free_idle_contexts(program)
     release_python(program.instrument)
     release_python(program.profiler)
 
@@ -394,6 +397,8 @@ cdef class Machine:
         When calls release the GIL: when the work is worth it, at once, or never.
     libraries : sequence of Library
         Where functions are looked up before the registry, and the home of compiled functions.
+    memory_limit : int or None
+        Bytes that the allocator of storages may take from the system.
     """
     cdef Program* program
     cdef dict functions
@@ -404,7 +409,7 @@ cdef class Machine:
     cdef int gil_mode
     cdef object __weakref__
 
-    def __cinit__(self, executable, describe, pooled=True, gil="auto", libraries=()):
+    def __cinit__(self, executable, describe, pooled=True, gil="auto", libraries=(), memory_limit=None):
         if gil not in _GIL_MODES:
             raise ValueError(f"gil: expected one of {', '.join(_GIL_MODES)}, got {gil!r}")
         # Verified, decoded and decoded again for hooks are copies: an executable can be changed, also by other threads.
@@ -425,6 +430,9 @@ cdef class Machine:
         self.profile_lock = RLock()
         self.program.closure_call = closure_call
         self.program.release = release_contexts
+        self.program.reclaim = free_idle_contexts
+        if memory_limit is not None:
+            allocator_set_limit(self.program.allocator, memory_limit)
         self.executable = executable
         self.describe = describe
         self.gil_mode = _GIL_MODES[gil]
@@ -486,16 +494,33 @@ cdef class Machine:
 
     def trim(self):
         """Gives memory that is kept for reuse back to the system; returns its bytes."""
-        cdef Context* cx
-        while self.program.idle != NULL:
-            cx = self.program.idle
-            self.program.idle = cx.next
-            context_free(cx)
+        free_idle_contexts(self.program)
         return allocator_trim(self.program.allocator)
 
     def memory_report(self):
-        """The allocator's books: live_bytes, peak_bytes, pooled_bytes, n_allocations, n_pool_hits."""
-        return allocator_report(self.program.allocator)
+        """The allocator's books as a dict; see VirtualMachine.memory_report."""
+        cdef AllocatorReport books = allocator_report(self.program.allocator)
+        cdef ClassReport[MAX_CLASSES] classes
+        cdef int n = allocator_classes(self.program.allocator, classes), k
+        cdef int64_t idle = 0, i
+        cdef Context* cx = self.program.idle
+        while cx != NULL:
+            for i in range(cx.tensors.n_storages):
+                if cx.tensors.storages[i] != NULL:
+                    idle += cx.tensors.storages[i].nbytes
+            cx = cx.next
+        report = {
+            "live_bytes": books.live_bytes,
+            "idle_bytes": idle,
+            "pooled_bytes": books.pooled_bytes,
+            "peak_bytes": books.peak_bytes,
+            "limit_bytes": None if books.limit_bytes == INT64_MAX else books.limit_bytes,
+            "total_bytes": books.total_bytes,
+            "n_allocations": books.n_allocations,
+            "n_pool_hits": books.n_pool_hits,
+            "classes": [(classes[k].block_bytes, classes[k].n_live, classes[k].n_pooled) for k in range(n)],
+        }
+        return report
 
 
 class deadline:

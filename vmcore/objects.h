@@ -12,7 +12,7 @@
 static inline int object_is_own(const Object *o) { return (o->flags & OBJ_OWN_MASK) == OBJ_OWN; }
 
 __attribute__((unused)) static void plain_delete(void *self, int how) {
-  if (how & OBJ_DELETE_WEAK) free(self);
+  if (how & OBJ_DELETE_WEAK) memory_free(self);
 }
 
 /* ---- tensors ---- */
@@ -25,13 +25,13 @@ __attribute__((unused)) static void tensor_delete(void *self, int how) {
     t->storage = NULL;
     t->release_owner = NULL;
   }
-  if (how & OBJ_DELETE_WEAK) free(self);
+  if (how & OBJ_DELETE_WEAK) memory_free(self);
 }
 
 /* A header without data, storage or shape; room for `ndim` dimensions. */
 __attribute__((unused)) static TensorObj *tensor_new(int32_t ndim) {
   size_t extra = ndim > TENSOR_INLINE_NDIM ? 2 * sizeof(int64_t) * (size_t)(ndim - TENSOR_INLINE_NDIM) : 0;
-  TensorObj *t = (TensorObj *)malloc(sizeof(TensorObj) + extra);
+  TensorObj *t = (TensorObj *)memory_alloc(sizeof(TensorObj) + extra, MEMORY_TENSOR);
   if (t == NULL) return NULL;
   object_init(&t->head, VT_TENSOR, tensor_delete);
   t->head.flags = OBJ_OWN;
@@ -94,7 +94,7 @@ __attribute__((noinline, unused)) static TensorObj *tensor_cache_fill(TensorCach
     cache->head = (TensorObj *)t->owner;
     --cache->size;
   } else {
-    t = (TensorObj *)malloc(sizeof(TensorObj));
+    t = (TensorObj *)memory_alloc(sizeof(TensorObj), MEMORY_TENSOR);
     if (t == NULL) return NULL;
   }
   memcpy(t, source, sizeof(TensorObj));
@@ -150,12 +150,13 @@ __attribute__((unused)) static void storage_cache_keep(TensorCache *cache, int64
   cache->storages[slot] = storage;
 }
 
-/* Gives everything that is kept back. Only while no value of an invocation of this context is alive in registers. */
+/* Gives everything that is kept back. Tensors and storages that are in use meanwhile do not count as this cache's
+ * afterwards: a storage has no home, and a header comes back without one. */
 __attribute__((unused)) static void tensor_cache_clear(TensorCache *cache) {
   while (cache->head) {
     TensorObj *t = cache->head;
     cache->head = (TensorObj *)t->owner;
-    free(t);
+    memory_free(t);
   }
   cache->size = 0;
   for (int64_t i = 0; i < cache->n_slots; ++i) {
@@ -164,7 +165,7 @@ __attribute__((unused)) static void tensor_cache_clear(TensorCache *cache) {
       --((StorageObj *)cache->slots[i]->storage)->idle_refs;
       object_release(cache->slots[i]->storage);
     }
-    free(cache->slots[i]);
+    memory_free(cache->slots[i]);
     cache->slots[i] = NULL;
   }
   for (int64_t i = 0; i < cache->n_storages; ++i) {
@@ -239,7 +240,7 @@ static inline void value_replace(TensorCache *cache, Value *dst, Value *src) {
 /* ---- shapes, strings, arrays ---- */
 
 __attribute__((unused)) static ShapeObj *shape_new(const int64_t *dims, uint64_t size) {
-  ShapeObj *s = (ShapeObj *)malloc(sizeof(ShapeObj) + size * sizeof(int64_t));
+  ShapeObj *s = (ShapeObj *)memory_alloc(sizeof(ShapeObj) + size * sizeof(int64_t), MEMORY_SHAPE);
   if (s == NULL) return NULL;
   object_init(&s->head, VT_SHAPE, plain_delete);
   s->head.flags = OBJ_OWN;
@@ -250,7 +251,7 @@ __attribute__((unused)) static ShapeObj *shape_new(const int64_t *dims, uint64_t
 }
 
 __attribute__((unused)) static StrObj *str_new(const char *text, uint64_t size) {
-  StrObj *s = (StrObj *)malloc(sizeof(StrObj) + size + 1);
+  StrObj *s = (StrObj *)memory_alloc(sizeof(StrObj) + size + 1, MEMORY_STRING);
   if (s == NULL) return NULL;
   object_init(&s->head, VT_STR, plain_delete);
   s->head.flags = OBJ_OWN;
@@ -283,7 +284,7 @@ __attribute__((unused)) static void container_delete(void *self, int how, void (
     clear(self);
     --state->depth;
   }
-  if (how & OBJ_DELETE_WEAK) free(self);
+  if (how & OBJ_DELETE_WEAK) memory_free(self);
   while (state->depth == 0 && state->deferred) {
     Object *next = state->deferred;
     state->deferred = (Object *)(uintptr_t)next->counts;
@@ -301,7 +302,7 @@ __attribute__((unused)) static void array_delete(void *self, int how) { containe
 
 /* Items start as none. */
 __attribute__((unused)) static ArrayObj *array_new(int64_t size) {
-  ArrayObj *a = (ArrayObj *)malloc(sizeof(ArrayObj) + (size_t)size * sizeof(Value));
+  ArrayObj *a = (ArrayObj *)memory_alloc(sizeof(ArrayObj) + (size_t)size * sizeof(Value), MEMORY_ARRAY);
   if (a == NULL) return NULL;
   object_init(&a->head, VT_ARRAY, array_delete);
   a->head.flags = OBJ_OWN;
@@ -337,7 +338,7 @@ __attribute__((unused)) static void closure_delete(void *self, int how) { contai
 /* Retains `machine`; the saved values start as none. */
 __attribute__((unused)) static ClosureObj *closure_new(Object *machine, int32_t func_index, int32_t n_saved,
                                                        PackedFn safe_call) {
-  ClosureObj *c = (ClosureObj *)malloc(sizeof(ClosureObj) + (size_t)n_saved * sizeof(Value));
+  ClosureObj *c = (ClosureObj *)memory_alloc(sizeof(ClosureObj) + (size_t)n_saved * sizeof(Value), MEMORY_CLOSURE);
   if (c == NULL) return NULL;
   object_init(&c->head, VT_CLOSURE, closure_delete);
   c->head.flags = OBJ_OWN;

@@ -7,8 +7,10 @@ from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
 
+from vmcore.memory cimport (
+    MEMORY_EXPORT, MEMORY_FUNCTION, MEMORY_OPAQUE, MEMORY_SCRATCH, memory_alloc, memory_free,
+)
 from vmcore.status cimport SavedError, fail, raise_status, restore_error, save_error
 from vmcore.value cimport (
     DL_BFLOAT, DL_BOOL, DL_COMPLEX, DL_FLOAT, DL_INT, DL_UINT, ERR_PYTHON, OBJ_DELETE_STRONG, OBJ_DELETE_WEAK, OBJ_OWN,
@@ -61,10 +63,13 @@ cdef extern from *:
       uint64_t flags;
       DLTensor dl_tensor;
     } DLManagedTensorVersioned;
-    static void vm_dlpack_delete(DLManagedTensor *m) { object_release(m->manager_ctx); free(m); }
-    static void vm_dlpack_delete_versioned(DLManagedTensorVersioned *m) { object_release(m->manager_ctx); free(m); }
+    static void vm_dlpack_delete(DLManagedTensor *m) { object_release(m->manager_ctx); memory_free(m); }
+    static void vm_dlpack_delete_versioned(DLManagedTensorVersioned *m) {
+      object_release(m->manager_ctx);
+      memory_free(m);
+    }
     static DLManagedTensor *vm_dlpack_export(TensorObj *t) {
-      DLManagedTensor *m = (DLManagedTensor *)malloc(sizeof *m);
+      DLManagedTensor *m = (DLManagedTensor *)memory_alloc(sizeof *m, MEMORY_EXPORT);
       if (m == NULL) return NULL;
       object_retain(t);
       m->dl_tensor = t->dl;
@@ -73,7 +78,7 @@ cdef extern from *:
       return m;
     }
     static DLManagedTensorVersioned *vm_dlpack_export_versioned(TensorObj *t) {
-      DLManagedTensorVersioned *m = (DLManagedTensorVersioned *)malloc(sizeof *m);
+      DLManagedTensorVersioned *m = (DLManagedTensorVersioned *)memory_alloc(sizeof *m, MEMORY_EXPORT);
       if (m == NULL) return NULL;
       object_retain(t);
       m->version.major = 1;
@@ -341,7 +346,7 @@ cdef class Tensor:
             raise BufferError("tensor: read-only")
         code = numpy_dtype(t.dl.dtype).char if flags & PyBUF_FORMAT else "B"
         format_bytes = code.encode()
-        strides = <Py_ssize_t*>check_pointer(malloc((t.dl.ndim + 1) * sizeof(Py_ssize_t)))
+        strides = <Py_ssize_t*>check_pointer(memory_alloc((t.dl.ndim + 1) * sizeof(Py_ssize_t), MEMORY_EXPORT))
         for i in range(t.dl.ndim):
             strides[i] = t.dl.strides[i] * itemsize
         buffer.buf = t.dl.data
@@ -357,7 +362,7 @@ cdef class Tensor:
         buffer.obj = self
 
     def __releasebuffer__(self, Py_buffer* buffer):
-        free(buffer.internal)
+        memory_free(buffer.internal)
 
     def __len__(self):
         if self.obj.dl.ndim == 0:
@@ -467,7 +472,7 @@ cdef int packed_safe_call(void* self, const Value* args, int32_t n_args, Value* 
 
 cdef void native_function_delete(void* self, int how) noexcept nogil:
     if how & OBJ_DELETE_WEAK:
-        free(self)
+        memory_free(self)
 
 
 cdef void python_function_delete(void* self, int how) noexcept nogil:
@@ -475,12 +480,12 @@ cdef void python_function_delete(void* self, int how) noexcept nogil:
     if how & OBJ_DELETE_STRONG:
         release_python(f.self)
     if how & OBJ_DELETE_WEAK:
-        free(self)
+        memory_free(self)
 
 
 cdef FunctionObj* function_from_native(PackedFn fn, void* self, float ns_per_byte) noexcept nogil:
     """A Function object over a C function; NULL when memory is exhausted."""
-    cdef FunctionObj* f = <FunctionObj*>malloc(sizeof(FunctionObj))
+    cdef FunctionObj* f = <FunctionObj*>memory_alloc(sizeof(FunctionObj), MEMORY_FUNCTION)
     if f == NULL:
         return NULL
     object_init(&f.head, VT_FUNCTION, native_function_delete)
@@ -524,7 +529,7 @@ cdef int call_python(void* callable, const Value* args, int32_t n_args, Value* r
     cdef PyObject* result = NULL
     cdef int32_t i, made = 0
     if n_args > 8:
-        items = <PyObject**>malloc((n_args + 1) * sizeof(PyObject*))
+        items = <PyObject**>memory_alloc((n_args + 1) * sizeof(PyObject*), MEMORY_SCRATCH)
         if items == NULL:
             raise MemoryError(f"call: no memory for {n_args} arguments")
     items[0] = NULL  # spare slot for bound methods
@@ -543,7 +548,7 @@ cdef int call_python(void* callable, const Value* args, int32_t n_args, Value* r
             Py_XDECREF_ptr(items[i + 1])
         Py_XDECREF_ptr(result)
         if items != small:
-            free(items)
+            memory_free(items)
     return 0
 
 
@@ -567,7 +572,7 @@ cdef class Function:
         """Calls with positional arguments, converted as for a VM function; raises what the function raises."""
         cdef int32_t n = <int32_t>len(args), i
         cdef Value ret
-        cdef Value* values = <Value*>check_pointer(malloc((n + 1) * sizeof(Value)))
+        cdef Value* values = <Value*>check_pointer(memory_alloc((n + 1) * sizeof(Value), MEMORY_SCRATCH))
         cdef int status = 0
         for i in range(n + 1):
             value_set_none(&values[i])
@@ -580,7 +585,7 @@ cdef class Function:
         finally:
             for i in range(n):
                 value_clear(&values[i])
-            free(values)
+            memory_free(values)
         if status != 0:
             raise_status()
         return take_value(&ret)
@@ -616,7 +621,7 @@ cdef void pyobject_delete(void* self, int how) noexcept nogil:
     if how & OBJ_DELETE_STRONG:
         release_python((<PyObjectObj*>self).object)
     if how & OBJ_DELETE_WEAK:
-        free(self)
+        memory_free(self)
 
 
 @cython.final
@@ -735,7 +740,7 @@ cdef int nested_to_value(object source, Value* out, int depth) except -1:
     elif callable(source):
         value_set_object(out, function_from_callable(source))
     else:
-        opaque = <PyObjectObj*>check_pointer(malloc(sizeof(PyObjectObj)))
+        opaque = <PyObjectObj*>check_pointer(memory_alloc(sizeof(PyObjectObj), MEMORY_OPAQUE))
         object_init(&opaque.head, VT_PYOBJECT, pyobject_delete)
         opaque.head.flags = OBJ_OWN
         Py_INCREF(source)

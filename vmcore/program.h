@@ -89,6 +89,7 @@ typedef struct Program {
   int64_t n_code;
   int64_t n_tensor_sites, n_storage_sites; /* slots of a context's TensorCache */
   void (*release)(struct Program *self);
+  void (*reclaim)(struct Program *self); /* frees idle contexts; with the GIL */
   struct Context *idle; /* free list, guarded by the GIL */
   void *instrument;     /* PyObject*, owned, or NULL: called before and after every Call; guarded by the GIL */
   void *profiler;       /* PyObject*, owned, or NULL: called after every Call with its times */

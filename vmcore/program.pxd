@@ -67,6 +67,7 @@ cdef extern from "vmcore/program.h" nogil:
         int64_t n_code
         int64_t n_tensor_sites, n_storage_sites
         void (*release)(Program* self) noexcept nogil
+        void (*reclaim)(Program* self) noexcept nogil
         Context* idle
         void* instrument
         void* profiler

@@ -4,15 +4,15 @@ What the loop relies on is proved by `vmcore.verify` before; what depends on dat
 by the loop and the builtins where it happens.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from vmcore.builtins cimport builtin_opcode, dtype_is_storable
+from vmcore.builtins cimport builtin_allocates, builtin_opcode, dtype_is_storable
 from vmcore.isa cimport (
     ARG_CONSTANT, ARG_IMMEDIATE, ARG_REGISTER, CALL_WORDS, ISA_VM_REGISTER, ISA_VOID_REGISTER, OP_CALL, OP_GOTO, OP_IF,
     OP_RET, isa_arg_kind, isa_arg_value,
 )
 from vmcore.library cimport Library
+from vmcore.memory cimport MEMORY_PROGRAM, MEMORY_SCRATCH, memory_calloc, memory_free
 from vmcore.objects cimport ShapeObj, tensor_new, tensor_set_shape, to_value
 from vmcore.registry cimport registry_get
 from vmcore.storage cimport Allocator, allocator_is_pooled, allocator_new, allocator_release
@@ -43,7 +43,7 @@ cdef int64_t MAX_FLOW_WORK = 1 << 27       # words touched for all functions tog
 
 cdef void* arena_alloc(char** arena, size_t size) except NULL:
     """`size` zeroed bytes, 16-byte aligned, that live as long as the arena (a chain of blocks)."""
-    cdef char* block = <char*>calloc(1, size + 16)
+    cdef char* block = <char*>memory_calloc(1, size + 16, MEMORY_PROGRAM)
     if block == NULL:
         raise MemoryError(f"decode: no memory for a site of {size} bytes")
     (<char**>block)[0] = arena[0]
@@ -55,7 +55,7 @@ cdef void arena_free(char* arena) noexcept nogil:
     cdef char* next_block
     while arena != NULL:
         next_block = (<char**>arena)[0]
-        free(arena)
+        memory_free(arena)
         arena = next_block
 
 
@@ -78,26 +78,26 @@ cdef void program_delete(void* self, int how) noexcept nogil:
                 object_release(program.funcs[i].packed)
     arena_free(program.sites)
     arena_free(program.hooked_sites)
-    free(program.literals)
-    free(program.funcs)
-    free(program.code)
-    free(program.hooked_code)
+    memory_free(program.literals)
+    memory_free(program.funcs)
+    memory_free(program.code)
+    memory_free(program.hooked_code)
     if program.allocator != NULL:
         allocator_release(<Allocator*>program.allocator)
-    free(program)
+    memory_free(program)
 
 
 cdef Program* decode(
     list functions, list constants, const int64_t[::1] offsets, const int64_t[::1] words, tuple libraries, bint pooled
 ) except NULL:
-    cdef Program* program = <Program*>calloc(1, sizeof(Program))
+    cdef Program* program = <Program*>memory_calloc(1, sizeof(Program), MEMORY_PROGRAM)
     if program == NULL:
         raise MemoryError("decode: no memory for a program")
     object_init(&program.head, 0, program_delete)
     try:
         program.allocator = allocator_new(pooled)
-        program.funcs = <VmFunc*>calloc(len(functions) + 1, sizeof(VmFunc))
-        program.code = <Insn*>calloc(offsets.shape[0] + 1, sizeof(Insn))
+        program.funcs = <VmFunc*>memory_calloc(len(functions) + 1, sizeof(VmFunc), MEMORY_PROGRAM)
+        program.code = <Insn*>memory_calloc(offsets.shape[0] + 1, sizeof(Insn), MEMORY_PROGRAM)
         if program.allocator == NULL or program.funcs == NULL or program.code == NULL:
             raise MemoryError(f"decode: no memory for {offsets.shape[0]} instructions")
         program.n_code = offsets.shape[0]
@@ -113,19 +113,19 @@ cdef int decode_hooked(Program* program, const int64_t[::1] offsets, const int64
     cdef Insn* code
     if program.hooked_code != NULL:
         return 0
-    code = <Insn*>calloc(program.n_code + 1, sizeof(Insn))
+    code = <Insn*>memory_calloc(program.n_code + 1, sizeof(Insn), MEMORY_PROGRAM)
     if code == NULL:
         raise MemoryError(f"decode: no memory for {program.n_code} instructions")
     try:
         decode_code(program, None, offsets, words, code)
     except BaseException:
-        free(code)
+        memory_free(code)
         raise
     # Shown only when it is complete. Python objects made meanwhile may have let another thread in that did the same.
     if program.hooked_code == NULL:
         program.hooked_code = code
     else:
-        free(code)
+        memory_free(code)
     return 0
 
 
@@ -198,12 +198,12 @@ cdef class LiteralPool:
         cdef int index = self.program.n_literals
         if index == self.capacity:
             capacity = 2 * self.capacity + 16
-            grown = <Value*>calloc(capacity, sizeof(Value))
+            grown = <Value*>memory_calloc(capacity, sizeof(Value), MEMORY_PROGRAM)
             if grown == NULL:
                 raise MemoryError(f"decode: no memory for {capacity} literals")
             if index:
                 memcpy(grown, self.program.literals, index * sizeof(Value))
-            free(self.program.literals)
+            memory_free(self.program.literals)
             self.program.literals = grown
             self.capacity = capacity
         value_copy(&self.program.literals[index], v)
@@ -350,7 +350,7 @@ cdef int decode_call(
     insn.p = site
     if callee.kind == FUNC_PACKED:
         site.fn = callee.packed.fn
-        site.self = callee.packed.self
+        site.self = program.allocator if builtin_allocates(callee.packed.fn) else callee.packed.self
         site.weight = <int32_t>(callee.packed.ns_per_byte * 1024)
     if hooked:
         insn.op = I_CALL_HOOKED
@@ -571,16 +571,16 @@ cdef int list_clears(
             if flow.state[i] & 2:
                 walk_block(&flow, <int32_t>i, code, hooked)
     finally:
-        free(flow.block_of)
-        free(flow.leader)
-        free(flow.sets)
-        free(flow.pending)
-        free(flow.state)
+        memory_free(flow.block_of)
+        memory_free(flow.leader)
+        memory_free(flow.sets)
+        memory_free(flow.pending)
+        memory_free(flow.state)
     return 0
 
 
 cdef void* flow_alloc(int64_t n, size_t size) except NULL:
-    cdef void* memory = calloc(n, size)
+    cdef void* memory = memory_calloc(n, size, MEMORY_SCRATCH)
     if memory == NULL:
         raise MemoryError(f"decode: no memory for {n} entries of {size} bytes")
     return memory

@@ -14,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "vmcore/memory.h"
+
 #define VM_LIKELY(x) __builtin_expect(!!(x), 1)
 #define VM_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
@@ -203,6 +205,7 @@ static inline void object_init(Object *o, int32_t type_index, void (*deleter)(vo
 }
 
 static inline void object_retain(void *object) {
+  memory_check_object(&((Object *)object)->counts, "an object is retained after its death");
   __atomic_fetch_add(&((Object *)object)->counts, 1, __ATOMIC_RELAXED);
 }
 
@@ -219,6 +222,7 @@ __attribute__((noinline, unused)) static void object_release_last(Object *o, uin
 
 static inline void object_release(void *object) {
   Object *o = (Object *)object;
+  memory_check_object(&o->counts, "an object is released after its death");
   uint64_t old = __atomic_fetch_sub(&o->counts, 1, __ATOMIC_RELEASE);
   if (VM_UNLIKELY((uint32_t)old == 1)) object_release_last(o, old);
 }

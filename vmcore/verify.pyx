@@ -17,7 +17,6 @@ Memory is linear in the size of the code. Steps are counted over the whole execu
 Code that no path reaches must be well-formed all the same; only undefined-register does not apply to it.
 """
 
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
@@ -37,6 +36,7 @@ from vmcore.isa cimport (
     isa_arg_kind,
     isa_arg_value,
 )
+from vmcore.memory cimport MEMORY_SCRATCH, memory_alloc, memory_calloc, memory_free
 
 import numpy as np
 
@@ -431,7 +431,7 @@ cdef int check_flow(
     cdef int32_t* predecessors
     cdef int status = -2
     # One buffer: reads from the front; later, writes behind them (a word is a read or a write, never both).
-    mentions = <Mention*>PyMem_RawMalloc(<size_t>capacity * sizeof(Mention))
+    mentions = <Mention*>memory_alloc(<size_t>capacity * sizeof(Mention), MEMORY_SCRATCH)
     if mentions == NULL:
         return -2
     for block in range(n_blocks):
@@ -448,7 +448,7 @@ cdef int check_flow(
             elif words[0] != Opcode.OP_GOTO:
                 note_read(words[1], row.num_args, regs, block, function_stamp, flow, mentions, &n_reads, &n_candidates)
     if n_candidates == 0:
-        PyMem_RawFree(mentions)
+        memory_free(mentions)
         return 0
     # `written_in` now holds the last writing block of each register; stamps from a second range find the first
     # write of each block again.
@@ -465,9 +465,9 @@ cdef int check_flow(
             mentions[n_reads + n_writes].block = block
             mentions[n_reads + n_writes].candidate = flow.candidate_of[dst]
             n_writes += 1
-    starts = <int64_t*>PyMem_RawMalloc(<size_t>(2 * (n_candidates + 2)) * sizeof(int64_t))
-    blocks = <int32_t*>PyMem_RawMalloc(<size_t>(n_reads + n_writes) * sizeof(int32_t))
-    graph = <int32_t*>PyMem_RawCalloc(<size_t>n_blocks * 6 + 2, sizeof(int32_t))
+    starts = <int64_t*>memory_alloc(<size_t>(2 * (n_candidates + 2)) * sizeof(int64_t), MEMORY_SCRATCH)
+    blocks = <int32_t*>memory_alloc(<size_t>(n_reads + n_writes) * sizeof(int32_t), MEMORY_SCRATCH)
+    graph = <int32_t*>memory_calloc(<size_t>n_blocks * 6 + 2, sizeof(int32_t), MEMORY_SCRATCH)
     if starts != NULL and blocks != NULL and graph != NULL:
         sort_by_candidate(mentions, n_reads, starts, n_candidates, blocks)
         sort_by_candidate(mentions + n_reads, n_writes, starts + n_candidates + 2, n_candidates, blocks + n_reads)
@@ -482,10 +482,10 @@ cdef int check_flow(
             status = report_undefined(offsets, data, start, index, bad_block, bad_candidate, function_stamp, flow, f)
         elif status == 2:
             status = fail_code(f, RULE_FLOW_LIMIT, index, -1, flow.work, FLOW_WORK_LIMIT)
-    PyMem_RawFree(graph)
-    PyMem_RawFree(blocks)
-    PyMem_RawFree(starts)
-    PyMem_RawFree(mentions)
+    memory_free(graph)
+    memory_free(blocks)
+    memory_free(starts)
+    memory_free(mentions)
     return status
 
 
@@ -503,7 +503,7 @@ cdef int verify_code(
     for index in range(n_functions):
         if functions[index].kind == FunctionKind.KIND_VM:
             max_regs = max(max_regs, functions[index].register_file_size)
-    memory = <int32_t*>PyMem_RawCalloc(<size_t>(2 * n_instr + 1 + 4 * max_regs), sizeof(int32_t))
+    memory = <int32_t*>memory_calloc(<size_t>(2 * n_instr + 1 + 4 * max_regs), sizeof(int32_t), MEMORY_SCRATCH)
     if memory == NULL:
         return -2
     flow.block_of = memory
@@ -523,7 +523,7 @@ cdef int verify_code(
             status = check_flow(instr_offset, instr_data, &functions[index], index, one_block, &flow, failure)
         if status != 0:
             break
-    PyMem_RawFree(memory)
+    memory_free(memory)
     return status
 
 
@@ -598,7 +598,7 @@ cpdef int verify_parts(
     cdef FunctionRow* rows
     if n_functions > MAX_INSTRUCTIONS:
         _fail("function-range", f"{n_functions} functions; the limit is {MAX_INSTRUCTIONS}")
-    rows = <FunctionRow*>PyMem_RawCalloc(<size_t>n_functions + 1, sizeof(FunctionRow))
+    rows = <FunctionRow*>memory_calloc(<size_t>n_functions + 1, sizeof(FunctionRow), MEMORY_SCRATCH)
     if rows == NULL:
         raise MemoryError("verify: function table")
     try:
@@ -631,7 +631,7 @@ cpdef int verify_parts(
         if status != 0:
             raise_code(functions, rows, n_functions, &failure)
     finally:
-        PyMem_RawFree(rows)
+        memory_free(rows)
     return 0
 
 

@@ -7,10 +7,10 @@ import importlib
 
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport calloc, free
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from vmcore.status cimport raise_status
+from vmcore.memory cimport MEMORY_SCRATCH, memory_calloc, memory_free
 from vmcore.value cimport (
     KernelEntry, OBJ_OWN, OBJ_READONLY, ShapeObj, TensorObj, VT_BOOL, VT_DLTENSOR_PTR, VT_FLOAT, VT_INT, VT_NONE,
     VT_RAW_STR, VT_SHAPE, VT_TENSOR, Value, object_init, value_float, value_release, value_set, value_set_bool,
@@ -68,10 +68,10 @@ cdef class _Arguments:
     def __dealloc__(self):
         if self.blocks is not None:
             for address in self.blocks:
-                free(<void*><size_t>address)
+                memory_free(<void*><size_t>address)
 
     cdef void* allocate(self, size_t n_bytes) except NULL:
-        cdef void* block = calloc(1, n_bytes)
+        cdef void* block = memory_calloc(1, n_bytes, MEMORY_SCRATCH)
         if block == NULL:
             raise MemoryError
         self.blocks.append(<size_t>block)

@@ -5,10 +5,10 @@
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdlib.h>
+
+#include "vmcore/memory.h"
 
 #define WORKSPACE_SLOTS 8
-#define WORKSPACE_ALIGN 64
 
 typedef struct WorkspaceSlot {
   void *data;
@@ -23,7 +23,7 @@ static size_t workspace_total; /* bytes held by all threads */
 static pthread_key_t workspace_key;
 
 static void workspace_free_slot(WorkspaceSlot *s) {
-  free(s->data);
+  memory_free(s->data);
   __atomic_fetch_sub(&workspace_total, s->nbytes, __ATOMIC_RELAXED);
   s->data = NULL;
   s->nbytes = 0;
@@ -48,10 +48,8 @@ static void *workspace_get(size_t slot, size_t nbytes) {
   workspace_free_slot(s);
   size_t rounded = (nbytes + 4095) & ~(size_t)4095;
   if (rounded == 0) rounded = 4096;
-  if (posix_memalign(&s->data, WORKSPACE_ALIGN, rounded)) {
-    s->data = NULL;
-    return NULL;
-  }
+  s->data = memory_aligned(rounded, MEMORY_WORKSPACE);
+  if (s->data == NULL) return NULL;
   s->nbytes = rounded;
   s->epoch = epoch;
   __atomic_fetch_add(&workspace_total, rounded, __ATOMIC_RELAXED);

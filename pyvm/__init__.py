@@ -35,6 +35,9 @@ _EXPORTS = {
     "set_num_threads": "vmcore.threads",
     "get_num_threads": "vmcore.threads",
     "compile": "pyvm.compile",
+    "function": "pyvm.frontend.python",
+    "call_packed": "pyvm.frontend.python",
+    "call_dps_packed": "pyvm.frontend.python",
 }
 _SUBMODULES = ("codegen", "errors", "frontend", "ir", "op", "transform")
 
@@ -51,6 +54,9 @@ if TYPE_CHECKING:
     from pyvm.exec_builder import ExecBuilder as ExecBuilder
     from pyvm.executable import VMExecutable as VMExecutable
     from pyvm.executable import load_executable as load_executable
+    from pyvm.frontend.python import call_dps_packed as call_dps_packed
+    from pyvm.frontend.python import call_packed as call_packed
+    from pyvm.frontend.python import function as function
     from pyvm.registry import get_global_func as get_global_func
     from pyvm.registry import list_global_func_names as list_global_func_names
     from pyvm.registry import register_func as register_func

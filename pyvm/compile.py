@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvm.codegen import generate, signature_of
+from pyvm.frontend.python import PythonFunction
 from pyvm.ir import IRModule, check_well_formed, parse
 from pyvm.transform import DEFAULT_PIPELINE, Pass, run_passes
 from vmcore.errors import CompileError, ParseError
@@ -30,7 +31,8 @@ def compile(
 
     Parameters
     ----------
-    model : IRModule, path of an ONNX file or of the text of a module (`.pyvm`), bytes of one, or loaded ONNX model
+    model : IRModule, `pyvm.function`, path of an ONNX file or of the text of a module (`.pyvm`), bytes of an ONNX
+        file, or loaded ONNX model
         Not modified.
     exec_mode : str
         "bytecode".
@@ -75,6 +77,8 @@ def _as_module(model: Any, shape_dict: Mapping[str, int | Sequence[int | None]] 
             model = parse(Path(model).read_text(encoding="utf-8"))
         except (CompileError, UnicodeDecodeError) as error:
             raise ParseError(f"{os.fspath(model)}: {error}") from error
+    if isinstance(model, PythonFunction):
+        model = model.module
     if isinstance(model, IRModule):
         if shape_dict:
             raise CompileError("shape_dict applies to ONNX models; an IRModule states its shapes itself")

@@ -1,3 +1,4 @@
+from types import GenericAlias
 from typing import Any, Never, final
 
 import numpy.typing as npt
@@ -7,6 +8,8 @@ from vmcore.types import DataType, Device, Shape
 @final
 class Tensor:
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
+    @classmethod
+    def __class_getitem__(cls, item: Any) -> GenericAlias: ...
     @property
     def shape(self) -> Shape: ...
     @property

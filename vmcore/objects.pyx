@@ -19,6 +19,8 @@ from vmcore.value cimport (
     object_release, object_retain, value_clear, value_dtype, value_float, value_ptr, value_set, value_set_bool,
     value_set_dtype, value_set_float, value_set_int, value_set_none, value_set_object, value_type,
 )
+from types import GenericAlias
+
 import numpy as np
 
 from vmcore import errors
@@ -253,6 +255,11 @@ cdef class Tensor:
 
     def __init__(self):
         raise TypeError("Tensor: make one with pyvm.tensor(array)")
+
+    @classmethod
+    def __class_getitem__(cls, item):
+        """`Tensor["n", 4, "float32"]`: an annotation of `pyvm.function`."""
+        return GenericAlias(cls, item)
 
     def __dealloc__(self):
         if self.obj != NULL:

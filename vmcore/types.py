@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import GenericAlias
 
 import numpy as np
 
@@ -132,6 +133,10 @@ class Shape(tuple[int, ...]):
             if not -(2**63) <= value < 2**63:
                 raise ValueError(f"Shape: {value} does not fit in int64")
         return super().__new__(cls, values)
+
+    def __class_getitem__(cls, item: object) -> GenericAlias:
+        """`Shape["n", 4]`: an annotation of `pyvm.function`."""
+        return GenericAlias(cls, item)
 
     def __repr__(self) -> str:
         return f"Shape({list(self)})"

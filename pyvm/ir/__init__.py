@@ -31,7 +31,7 @@ from .expr import (
     call_dps_packed,
     call_packed,
 )
-from .parser import parse
+from .parser import parse, parse_struct_info
 from .prim import (
     Extremum,
     FloorDiv,
@@ -122,6 +122,7 @@ __all__ = [
     "infer_call",
     "parse",
     "parse_prim",
+    "parse_struct_info",
     "prove_equal",
     "struct_info_vars",
     "structural_equal",

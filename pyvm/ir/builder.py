@@ -286,7 +286,7 @@ class BlockBuilder:
             base = self.normalize(expr.tuple)
             if isinstance(base, Tuple):
                 return base.fields[expr.index]
-            return TupleGetItem(self._atom(base), expr.index)
+            return TupleGetItem(self._atom(base), expr.index, expr.struct_info or ObjectStructInfo())
         if isinstance(expr, If):
             return self._normalize_if(expr)
         if isinstance(expr, SeqExpr):

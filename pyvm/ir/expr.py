@@ -140,15 +140,15 @@ class Tuple(Expr):
 
 
 class TupleGetItem(Expr):
-    """One field of a tuple."""
+    """One field of a tuple. `struct_info` says what it is where the tuple's own struct info does not."""
 
     __slots__ = ("tuple", "index")
 
-    def __init__(self, tuple: Expr, index: int) -> None:
+    def __init__(self, tuple: Expr, index: int, struct_info: StructInfo | None = None) -> None:
         self.tuple = tuple
         self.index = index
         info = tuple.struct_info
-        self.struct_info = None
+        self.struct_info = struct_info
         if isinstance(info, TupleStructInfo):
             if not 0 <= index < len(info.fields):
                 raise IndexError(f"TupleGetItem: index {index} of a tuple with {len(info.fields)} fields")

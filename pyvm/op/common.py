@@ -15,7 +15,7 @@ from pyvm.op.registry import Decompose, KernelCall, Lowered, Op, register_op
 from vmcore.errors import ArgumentValueError, CompileError
 
 Shape = tuple[Prim, ...]
-TensorLike = Expr | np.ndarray | int | float | bool
+TensorLike = Expr | np.ndarray | int | float | bool | PrimExpr
 
 HALF = frozenset({"float16", "bfloat16"})
 FLOAT = HALF | {"float32", "float64"}
@@ -259,9 +259,14 @@ def int_tuple(op: str, what: str, values: int | Sequence[int], n: int) -> tuple[
 
 
 def as_expr(value: TensorLike, dtype: str | None = None) -> Expr:
-    """`value` as an expression; numbers and arrays become constants, numbers of `dtype` if it is given."""
+    """`value` as an expression; numbers and arrays become constants, numbers of `dtype` if it is given.
+
+    A symbolic integer becomes a tensor without axes.
+    """
     if isinstance(value, Expr):
         return value
+    if isinstance(value, PrimExpr):
+        return _tensor_of(value, dtype)
     if isinstance(value, np.ndarray):
         return Constant(value)
     if dtype in INTEGER and isinstance(value, (float, np.floating)) and not float(value).is_integer():
@@ -270,6 +275,14 @@ def as_expr(value: TensorLike, dtype: str | None = None) -> Expr:
         return Constant(np.asarray(value, dtype=dtype))
     except OverflowError as error:
         raise CompileError(f"the number {value} next to a tensor of {dtype} is out of its range") from error
+
+
+def _tensor_of(value: PrimExpr, dtype: str | None) -> Expr:
+    from pyvm.op.elementwise import cast
+    from pyvm.op.shape import reshape, shape_to_tensor
+
+    tensor = reshape(shape_to_tensor((value,)), ())
+    return tensor if dtype in (None, "int64") else cast(tensor, str(dtype))
 
 
 def as_exprs(*values: TensorLike) -> list[Expr]:

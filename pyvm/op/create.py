@@ -10,7 +10,7 @@ import numpy as np
 
 from pyvm.ir.expr import Call, Constant, Expr, ShapeExpr
 from pyvm.ir.prim import Prim, PrimExpr, sym_max
-from pyvm.ir.struct_info import StructInfo, TensorStructInfo, dtype_name
+from pyvm.ir.struct_info import PrimStructInfo, StructInfo, TensorStructInfo, dtype_name
 from pyvm.op.common import (
     NUMERIC,
     TensorLike,
@@ -35,7 +35,7 @@ from pyvm.op.registry import KernelCall, Lowered
 
 
 def _infer_fill(call: Call) -> StructInfo:
-    if len(call.args) == 2:
+    if len(call.args) == 2 and not isinstance(call.args[1].struct_info, PrimStructInfo):
         value = tensor_info(call, 1)
         check_dtype("fill", "value", value, frozenset({call.attrs["dtype"]}))
         if value.shape is not None and same_dim(product(value.shape), 1) is False:
@@ -43,8 +43,8 @@ def _infer_fill(call: Call) -> StructInfo:
     return TensorStructInfo(shape_arg(call, 0), call.attrs["dtype"], shape_arg_ndim(call, 0))
 
 
-def _evaluate_fill(attrs: dict[str, Any], shape: Sequence[int], value: np.ndarray | None = None) -> np.ndarray:
-    content = attrs["value"] if value is None else value.reshape(())
+def _evaluate_fill(attrs: dict[str, Any], shape: Sequence[int], value: Any = None) -> np.ndarray:
+    content = attrs["value"] if value is None else np.asarray(value).reshape(())
     return np.full(shape, content, attrs["dtype"])
 
 
@@ -61,7 +61,7 @@ def fill(shape: Expr | Sequence[Prim], value: TensorLike, dtype: str | None = No
     Parameters
     ----------
     shape : shape expression or sequence of int or PrimExpr
-    value : number or one-element tensor
+    value : number, scalar of the program (a float or bool) or one-element tensor
     dtype : str, optional
         None: that of `value`, float32 for a float, int64 for an int.
 
@@ -70,7 +70,8 @@ def fill(shape: Expr | Sequence[Prim], value: TensorLike, dtype: str | None = No
     if isinstance(value, Constant):
         value = value.data
     if isinstance(value, Expr):
-        dtype = dtype or require_dtype("fill", value)
+        info = value.struct_info
+        dtype = dtype or (info.dtype if isinstance(info, PrimStructInfo) else require_dtype("fill", value))
         return make_call(_FILL, [as_shape(shape), value], {"value": None, "dtype": dtype_name(dtype)})
     array = np.asarray(value)
     if array.size != 1:

@@ -409,14 +409,15 @@ def _lower_pad(call: Call) -> Lowered:
 _PAD = define("pad", _infer_pad, _evaluate_pad, _lower_pad)
 
 
-def pad(x: TensorLike, pads: Expr | Sequence[Prim], mode: str = "constant", value: TensorLike = 0) -> Call:
+def pad(x: TensorLike, pads: Expr | Sequence[Any], mode: str = "constant", value: TensorLike = 0) -> Call:
     """`x` with elements added before and after each axis.
 
     Parameters
     ----------
     x : tensor
-    pads : shape expression or sequence of int or PrimExpr
-        How many at the beginning of every axis, then how many at the end of every axis; negative ones remove.
+    pads : shape expression, sequence of int or PrimExpr, or sequence of pairs
+        How many at the beginning of every axis, then how many at the end of every axis; negative ones remove. As pairs
+        (before, after) of every axis: numpy's order.
     mode : str
         "constant" (`value`), "reflect" (mirrored without the border), "edge" (border repeated) or "wrap" (periodic).
     value : number or one-element tensor
@@ -435,6 +436,8 @@ def pad(x: TensorLike, pads: Expr | Sequence[Prim], mode: str = "constant", valu
     array = np.asarray(value)
     if array.size != 1:
         fail("pad", f"value has shape {array.shape}, expected one element")
+    if isinstance(pads, (tuple, list)) and pads and isinstance(pads[0], (tuple, list)):
+        pads = [pair[side] for side in (0, 1) for pair in pads]
     return make_call(_PAD, [x, as_shape(pads)], {"mode": mode, "value": array.reshape(()).item()})
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.special
 
-from pyvm.ir.expr import Call, ShapeExpr
+from pyvm.ir.expr import Call, Expr, ShapeExpr
 from pyvm.ir.prim import Prim
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo
 from pyvm.op.common import (
@@ -27,9 +27,11 @@ from pyvm.op.common import (
     make_call,
     normalize_axes,
     normalize_axis,
+    require_ndim,
     tensor_info,
 )
 from pyvm.op.registry import KernelCall, Lowered, Op
+from pyvm.op.shape import reshape
 from vmcore.errors import LoweringError
 
 # --- reductions -------------------------------------------------------------------------------------------------------
@@ -175,6 +177,10 @@ reduce_all = _reduction("reduce_all", np.all, BOOL, "Whether all elements are tr
 reduce_any = _reduction("reduce_any", np.any, BOOL, "Whether any element is true", "numpy.any")
 
 
+def _flat(x: Expr) -> Expr:
+    return reshape(x, (-1,))
+
+
 # --- argmax, argmin ---------------------------------------------------------------------------------------------------
 
 
@@ -205,8 +211,11 @@ _ARGMAX = _arg_extremum("argmax", np.argmax)
 _ARGMIN = _arg_extremum("argmin", np.argmin)
 
 
-def _make_arg_extremum(op: Op, x: TensorLike, axis: int, keepdims: bool, select_last: bool) -> Call:
+def _make_arg_extremum(op: Op, x: TensorLike, axis: int | None, keepdims: bool, select_last: bool) -> Call:
     x = as_expr(x)
+    if axis is None:
+        flat = _make_arg_extremum(op, _flat(x), 0, False, select_last)
+        return reshape(flat, (1,) * require_ndim(op.name, x)) if keepdims else flat
     attrs = {
         "axis": normalize_axis(op.name, axis, known_ndim(x)),
         "keepdims": bool(keepdims),
@@ -215,13 +224,14 @@ def _make_arg_extremum(op: Op, x: TensorLike, axis: int, keepdims: bool, select_
     return make_call(op, [x], attrs)
 
 
-def argmax(x: TensorLike, axis: int = 0, keepdims: bool = False, select_last: bool = False) -> Call:
+def argmax(x: TensorLike, axis: int | None = None, keepdims: bool = False, select_last: bool = False) -> Call:
     """Index of the largest element along `axis`.
 
     Parameters
     ----------
     x : tensor of numbers
-    axis : int
+    axis : int, optional
+        None: of all elements, in order.
     keepdims : bool
         Whether the axis stays, with size 1.
     select_last : bool
@@ -237,13 +247,14 @@ def argmax(x: TensorLike, axis: int = 0, keepdims: bool = False, select_last: bo
     return _make_arg_extremum(_ARGMAX, x, axis, keepdims, select_last)
 
 
-def argmin(x: TensorLike, axis: int = 0, keepdims: bool = False, select_last: bool = False) -> Call:
+def argmin(x: TensorLike, axis: int | None = None, keepdims: bool = False, select_last: bool = False) -> Call:
     """Index of the smallest element along `axis`.
 
     Parameters
     ----------
     x : tensor of numbers
-    axis : int
+    axis : int, optional
+        None: of all elements, in order.
     keepdims : bool
         Whether the axis stays, with size 1.
     select_last : bool
@@ -290,13 +301,14 @@ def _lower_cumsum(call: Call) -> Lowered:
 _CUMSUM = define("cumsum", _infer_cumsum, _evaluate_cumsum, _lower_cumsum)
 
 
-def cumsum(x: TensorLike, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Call:
+def cumsum(x: TensorLike, axis: int | None = None, exclusive: bool = False, reverse: bool = False) -> Call:
     """Sum of the elements up to each one along `axis`.
 
     Parameters
     ----------
     x : tensor of numbers
-    axis : int
+    axis : int, optional
+        None: of all elements, in order.
     exclusive : bool
         Whether an element is left out of its own sum.
     reverse : bool
@@ -310,6 +322,8 @@ def cumsum(x: TensorLike, axis: int = 0, exclusive: bool = False, reverse: bool 
     Source: ONNX CumSum.
     """
     x = as_expr(x)
+    if axis is None:
+        x, axis = _flat(x), 0
     attrs = {
         "axis": normalize_axis("cumsum", axis, known_ndim(x)),
         "exclusive": bool(exclusive),

@@ -53,6 +53,10 @@ def fold_constants(module: IRModule, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> 
     return _FoldConstants(module, limit_bytes).run()
 
 
+def _is_decided(cond: Expr) -> bool:
+    return isinstance(cond, Constant) or (isinstance(cond, PrimValue) and not isinstance(cond.value, PrimExpr))
+
+
 class _FoldConstants(Rewriter):
     def __init__(self, module: IRModule, limit_bytes: int) -> None:
         super().__init__(module)
@@ -60,7 +64,7 @@ class _FoldConstants(Rewriter):
         self._tuples: dict[Var, Tuple] = {}
 
     def visit(self, binding: Binding) -> None:
-        if isinstance(binding.value, If) and isinstance(self.leaf(binding.value.cond), (Constant, PrimValue)):
+        if isinstance(binding.value, If) and _is_decided(self.leaf(binding.value.cond)):
             self._inline_branch(binding)
             return
         binding = self.remap(binding)

@@ -142,7 +142,7 @@ class _Lifter:
         if isinstance(value, Tuple):
             return Tuple(map(self._leaf, value.fields))
         if isinstance(value, TupleGetItem):
-            return TupleGetItem(self._leaf(value.tuple), value.index)
+            return TupleGetItem(self._leaf(value.tuple), value.index, value.struct_info)
         if isinstance(value, If):
             cond = self._leaf(value.cond)
             return If(cond, self._sequence(value.true_branch), self._sequence(value.false_branch), value.struct_info)

@@ -173,7 +173,7 @@ class Rewriter:
             return value if all(new is old for new, old in zip(fields, value.fields, strict=True)) else Tuple(fields)
         if isinstance(value, TupleGetItem):
             base = self.leaf(value.tuple)
-            return value if base is value.tuple else TupleGetItem(base, value.index)
+            return value if base is value.tuple else TupleGetItem(base, value.index, value.struct_info)
         if isinstance(value, If):
             cond = self.leaf(value.cond)
             branches = self.rewrite_sequence(value.true_branch), self.rewrite_sequence(value.false_branch)

@@ -651,6 +651,8 @@ cdef int b_reshape(void* self, const Value* args, int32_t n_args, Value* ret) no
     view.dl.data = dltensor_data(t)
     view.dl.device_type = t.device_type
     view.dl.device_id = t.device_id
+    if t.device_type != 1:
+        view.layout = 0  # kernels that go by it assume the CPU
     source = <TensorObj*>value_ptr(&args[0])
     view.head.flags = view.head.flags | (source.head.flags & 1)
     # The view keeps the bytes alive: through their storage, or through the tensor it was made from.
@@ -865,6 +867,16 @@ cdef const char* dtype_text(VmDataType t, char* buffer) noexcept nogil:
 
 cdef int b_check_tensor_info(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
     """check_tensor_info(x, ndim, [dtype], context): ndim -1 and dtype None match anything."""
+    cdef const DLTensor* t
+    if n_args == 4 and args[0].tag == VT_TENSOR and args[1].tag == VT_INT and args[2].tag == VT_DTYPE:
+        t = &(<TensorObj*>value_ptr(&args[0])).dl
+        if args[1].bits == t.ndim and dtype_same(value_dtype(&args[2]), t.dtype):
+            return 0
+    return check_tensor_info(args, n_args)
+
+
+cdef int check_tensor_info(const Value* args, int32_t n_args) noexcept nogil:
+    """All forms, and the errors."""
     cdef const DLTensor* t
     cdef char context[256]
     cdef char expected[32]

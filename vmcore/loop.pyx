@@ -16,11 +16,12 @@ from vmcore.objects cimport (
     ArrayObj, ClosureObj, call_python, closure_new, from_value, value_kind_name,
 )
 from vmcore.program cimport (
-    GIL_AUTO, GIL_HOLD, GIL_RELEASE, I_ALLOC_STORAGE, I_ALLOC_TENSOR, I_CALL, I_CALL_CLOSURE, I_CALL_HOOKED,
-    I_CALL_NATIVE, I_CALL_PYTHON, I_CALL_SPECIAL, I_CALL_VM, I_COPY, I_GOTO, I_GOTO_BACK, I_IF, I_LOAD, I_NULL, I_RET,
-    I_TUPLE_GET, BUDGET_NS, FUNC_NATIVE, FUNC_PACKED, FUNC_VM, FUNCTION_MARKER, MAX_RECURSION, AllocSite,
-    CallSite, Context, Frame, Insn, Program, VmFunc, operand_at, reg_at, storage_cache_keep, storage_cache_take,
-    tensor_cache_clear, tensor_cache_take, value_drop, value_put, value_replace, value_reset,
+    BUDGET_NS, FUNCTION_MARKER, FUNC_NATIVE, FUNC_PACKED, FUNC_VM, GIL_AUTO, GIL_HOLD, GIL_RELEASE, I_ALLOC_STORAGE,
+    I_ALLOC_TENSOR, I_CALL, I_CALL_CLOSURE, I_CALL_HOOKED, I_CALL_NATIVE, I_CALL_PYTHON, I_CALL_SPECIAL, I_CALL_VM,
+    I_COPY, I_DIRECT_2, I_DIRECT_3, I_GOTO, I_GOTO_BACK, I_IF, I_LOAD, I_NULL, I_RET, I_TUPLE_GET, MAX_RECURSION,
+    AllocSite, CallSite, Context, Frame, Insn, Program, VmFunc, literal_index, operand_at, reg_at,
+    storage_cache_keep, storage_cache_take, tensor_cache_clear, tensor_cache_hit, tensor_cache_take, value_drop,
+    value_kill, value_put, value_replace, value_reset,
 )
 from vmcore.status cimport fail
 from vmcore.storage cimport Allocator, allocator_report, storage_alloc, storage_refused
@@ -64,7 +65,7 @@ cdef extern from *:
       return KERNEL_NS + (bytes >> 10) * weight;
     }
     """
-    int64_t CALL_NS
+    int64_t CALL_NS, KERNEL_NS
     bint likely(bint condition) nogil  # Cython's own macro
     void __builtin_unreachable() nogil
     int64_t SIGNAL_INTERVAL_NS
@@ -72,6 +73,7 @@ cdef extern from *:
     int vm_native_depth
     int MAX_NATIVE_DEPTH
     bint vm_is_main_thread() nogil
+    int64_t vm_tensor_bytes(const Value* v) nogil
     int64_t vm_kernel_ns(const Value* args, int32_t n, int32_t weight) nogil
 
 # call_python needs the GIL and reports by return value; the loop holds the GIL when it calls it.
@@ -142,6 +144,13 @@ cdef inline int before_kernel(Context* cx, CallSite* site, const Value* args) no
     return poll(cx) if cx.budget_ns <= 0 else 0
 
 
+cdef inline int before_direct(Context* cx, CallSite* site, const Value* out) noexcept nogil:
+    """The same for a kernel whose output, its last operand, is its largest."""
+    cdef int64_t nbytes = vm_tensor_bytes(out)
+    cx.budget_ns -= KERNEL_NS + (nbytes >> 9) * site.weight
+    return poll(cx) if cx.budget_ns <= 0 else 0
+
+
 cdef inline int before_call(Context* cx) noexcept nogil:
     """The same for a backward jump, or a call between VM functions."""
     cx.budget_ns -= CALL_NS
@@ -207,7 +216,7 @@ cdef void drop_special(const CallSite* site, const Value* literals, Value* args,
     """Releases the closures that `patch_special` made in args[0..n)."""
     cdef int32_t i
     for i in range(n):
-        if site.args[i] < 0 and value_type(&literals[~site.args[i]]) == VT_CLOSURE:
+        if site.args[i] < 0 and value_type(&literals[literal_index(site.args[i])]) == VT_CLOSURE:
             value_release(&args[i])
 
 
@@ -226,27 +235,26 @@ cdef int call_special(Context* cx, CallSite* site, Value* base, Value* ret) noex
     return status
 
 
-cdef inline int alloc_tensor(Context* cx, AllocSite* site, Value* base, Value* ret) noexcept nogil:
-    """ret := tensor over a register's storage, with the header that this context keeps for the site."""
-    cdef Value* source = reg_at(base, site.storage)
+cdef TensorObj* alloc_tensor(Context* cx, AllocSite* site, const Value* source) noexcept nogil:
+    """A tensor over a storage, in the header that this context keeps for the site; NULL with an error stored."""
     cdef StorageObj* storage
     cdef TensorObj* t
     if value_type(source) != VT_STORAGE:
-        return fail_format(
-            fail, ERR_TYPE, "alloc_tensor: argument #0: expected Storage, got %s", value_kind_name(source)
-        )
+        fail_format(fail, ERR_TYPE, "alloc_tensor: argument #0: expected Storage, got %s", value_kind_name(source))
+        return NULL
     storage = <StorageObj*>value_ptr(source)
     if site.offset > storage.nbytes or site.header.nbytes > storage.nbytes - site.offset:
-        return fail_format(
+        fail_format(
             fail, ERR_INTERNAL, "storage allocation failure, attempted to allocate %lld at offset %lld in region that "
             "is %lld", <long long>site.header.nbytes, <long long>site.offset, <long long>storage.nbytes,
         )
+        return NULL
     t = tensor_cache_take(&cx.tensors, &site.header, site.slot, storage)
     if t == NULL:
-        return fail(ERR_ALLOC, "alloc_tensor: no memory for a tensor header")
+        fail(ERR_ALLOC, "alloc_tensor: no memory for a tensor header")
+        return NULL
     t.dl.data = <char*>storage.data + site.offset
-    value_set(ret, VT_TENSOR, <int64_t>t)
-    return 0
+    return t
 
 
 cdef int tuple_get(const Value* source, int32_t index, Value* ret) noexcept nogil:
@@ -502,6 +510,8 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
     cdef VmFunc* callee
     cdef ClosureObj* closure
     cdef StorageObj* storage
+    cdef AllocSite* alloc
+    cdef TensorObj* tensor
     cdef Value ret
     cdef uint64_t tag
     cdef int64_t bits
@@ -525,13 +535,36 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             value_retain(v)
             value_put(&cx.tensors, reg_at(base, pc.a), v.tag, v.bits)
             pc += 1
+        elif pc.op == I_DIRECT_3:
+            site = <CallSite*>pc.p
+            v = reg_at(base, site.args[2])
+            if before_direct(cx, site, v) != 0:
+                break
+            if site.direct3(
+                operand_at(base, literals, site.args[0]), operand_at(base, literals, site.args[1]), v
+            ) != 0:
+                break
+            pc += 1
+        elif pc.op == I_DIRECT_2:
+            site = <CallSite*>pc.p
+            v = reg_at(base, site.args[1])
+            if before_direct(cx, site, v) != 0:
+                break
+            if site.direct2(operand_at(base, literals, site.args[0]), v) != 0:
+                break
+            pc += 1
         elif pc.op == I_NULL:
-            value_reset(&cx.tensors, reg_at(base, pc.a))
+            value_kill(&cx.tensors, reg_at(base, pc.a))
             pc += 1
         elif pc.op == I_ALLOC_TENSOR:
-            if alloc_tensor(cx, <AllocSite*>pc.p, base, &ret) != 0:
-                break
-            value_replace(&cx.tensors, reg_at(base, pc.a), &ret)
+            alloc = <AllocSite*>pc.p
+            v = reg_at(base, alloc.storage)
+            tensor = tensor_cache_hit(&cx.tensors, alloc.slot, v)
+            if not likely(tensor != NULL):
+                tensor = alloc_tensor(cx, alloc, v)
+                if tensor == NULL:
+                    break
+            value_put(&cx.tensors, reg_at(base, pc.a), VT_TENSOR, <int64_t>tensor)
             pc += 1
         elif pc.op == I_IF:
             v = reg_at(base, pc.a)

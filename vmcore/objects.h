@@ -44,12 +44,32 @@ __attribute__((unused)) static TensorObj *tensor_new(int32_t ndim) {
   t->dl.byte_offset = 0;
   t->storage = NULL;
   t->nbytes = 0;
+  t->layout = 0;
   t->owner = NULL;
   t->release_owner = NULL;
   t->wrapper = NULL;
   t->home = 0;
   t->slot = 0;
   return t;
+}
+
+/* The layout word of an own tensor: bit 0 is set, then the rank (3 bits), log2 of the bytes of an element (2), the type code
+ * (3), and the dimensions in equal shares of the other 55 bits. Two tensors whose words are equal and not 0 have one element
+ * type and one shape; kernels compare it instead of looking. 0 where a dimension is too large for its share. */
+#define LAYOUT_TYPE_MASK 0x1f1ull
+#define LAYOUT_FLOAT32 (1ull | 2ull << 4 | (uint64_t)DL_FLOAT << 6)
+static inline uint64_t layout_of(int32_t ndim, const int64_t *shape, VmDataType dtype) {
+  static const uint8_t shares[TENSOR_INLINE_NDIM + 1] = {0, 55, 27, 18, 13, 11, 9};
+  const uint32_t bits = dtype.bits;
+  if (ndim > TENSOR_INLINE_NDIM || dtype.lanes != 1 || bits < 8 || bits > 64 || (bits & (bits - 1)) || dtype.code > 7)
+    return 0;
+  uint64_t word = 1ull | (uint64_t)ndim << 1 | (uint64_t)(__builtin_ctz(bits) - 3) << 4 | (uint64_t)dtype.code << 6;
+  uint64_t beyond = 0;
+  for (int32_t i = 0, at = 9, share = shares[ndim]; i < ndim; ++i, at += share) {
+    word |= (uint64_t)shape[i] << at;
+    beyond |= (uint64_t)shape[i] >> share;
+  }
+  return beyond ? 0 : word;
 }
 
 /* Fills shape and compact strides. Returns the number of bytes, or -1 when a dimension is negative or the size
@@ -67,6 +87,7 @@ __attribute__((unused)) static int64_t tensor_set_shape(TensorObj *t, const int6
   }
   if (__builtin_mul_overflow(stride, dtype_bytes(dtype), &nbytes)) return -1;
   t->nbytes = empty ? 0 : nbytes;
+  t->layout = layout_of(t->dl.ndim, t->dl.shape, dtype);
   return t->nbytes;
 }
 
@@ -102,6 +123,16 @@ __attribute__((noinline, unused)) static TensorObj *tensor_cache_fill(TensorCach
   t->dl.strides = t->dims + t->dl.ndim;
   t->home = cache->id;
   t->slot = slot;
+  return t;
+}
+
+/* The header of tensor site `slot` when it is idle and was used over the storage in `v` last (so that it has its data),
+ * one reference; else NULL. */
+static inline TensorObj *tensor_cache_hit(TensorCache *cache, int64_t slot, const Value *v) {
+  TensorObj *t = cache->slots[slot];
+  if (VM_UNLIKELY(v->tag != VT_STORAGE || t == NULL || t->storage != (Object *)value_ptr(v))) return NULL;
+  cache->slots[slot] = NULL;
+  --((StorageObj *)value_ptr(v))->idle_refs;
   return t;
 }
 
@@ -211,6 +242,21 @@ static inline void value_drop(TensorCache *cache, uint64_t tag, int64_t bits) {
     return;
   }
   object_release(o);
+}
+
+/* The same for a value that is likely to be a tensor of this cache: the usual way is inline. */
+static inline void value_kill(TensorCache *cache, Value *v) {
+  uint64_t tag = v->tag;
+  TensorObj *t = (TensorObj *)v->bits;
+  v->tag = VT_NONE;
+  if (tag == VT_TENSOR && __atomic_load_n(&t->head.counts, __ATOMIC_ACQUIRE) == OBJ_NEW_COUNTS &&
+      object_is_own(&t->head) && t->home == cache->id && cache->slots[t->slot] == NULL &&
+      ((StorageObj *)t->storage)->home == cache->id) {
+    ++((StorageObj *)t->storage)->idle_refs;
+    cache->slots[t->slot] = t;
+    return;
+  }
+  value_drop(cache, tag, (int64_t)t);
 }
 
 /* `v` becomes none; what it held is released through the cache. */

@@ -503,6 +503,7 @@ cdef FunctionObj* function_from_native(PackedFn fn, void* self, float ns_per_byt
     f.self = self
     f.ns_per_byte = ns_per_byte
     f.is_python = 0
+    f.direct = NULL
     return f
 
 

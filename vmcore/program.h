@@ -1,8 +1,8 @@
 /* Decoded programs: what `decode` (program.pyx) builds once per virtual machine and the loop (loop.pyx) runs.
  *
- * Registers and literals are addressed by byte offset. An argument operand is an int32: >= 0 is a register offset from the
- * frame's base, < 0 is literal ~operand. A Program is immutable once decoded and shared by all threads; a Context belongs
- * to one running invocation.
+ * Registers and literals are addressed by byte offset. An argument operand is an int32: >= 0 is a register's offset from
+ * the frame's base, < 0 a literal's offset from the first one, less LITERAL_BIAS. A Program is immutable once decoded and
+ * shared by all threads; a Context belongs to one running invocation.
  */
 #ifndef VMCORE_PROGRAM_H
 #define VMCORE_PROGRAM_H
@@ -17,13 +17,15 @@ enum {
   I_GOTO_BACK,     /* same, backwards: polls */
   I_IF,            /* if not R[a]: pc += b bytes */
   I_CALL,          /* native PackedFunc, operands copied to an argument array */
+  I_DIRECT_2,      /* kernel with a direct entry of two operands, the last one its output, in a register */
+  I_DIRECT_3,
   I_CALL_SPECIAL,  /* native, with the VM itself or functions of this program among the arguments */
   I_CALL_PYTHON,
   I_CALL_VM,       /* push a frame; n: markers (the VM, functions of the program) are among the arguments */
   I_CALL_CLOSURE,  /* vm.builtin.invoke_closure */
   I_CALL_NATIVE,   /* a compiled function of a library */
   I_COPY,          /* R[a] := R[b] */
-  I_LOAD,          /* R[a] := literal ~b */
+  I_LOAD,          /* R[a] := the literal with index b */
   I_NULL,          /* R[a] := none */
   I_TUPLE_GET,     /* R[a] := R[b][n] */
   I_ALLOC_STORAGE, /* R[a] := storage of b bytes (imm), kept in slot n - 1 of the context; n = 0: not kept */
@@ -43,7 +45,11 @@ typedef struct Insn {
 } Insn;
 
 typedef struct CallSite {
-  PackedFn fn;
+  union {
+    PackedFn fn;
+    DirectFn2 direct2; /* I_DIRECT_2 */
+    DirectFn3 direct3;
+  };
   void *self;
   VmFunc *callee;
   int32_t weight; /* estimated run time in ns per KiB of tensor arguments; 0: negligible */
@@ -130,8 +136,18 @@ typedef struct Context {
 enum { GIL_AUTO = 0, GIL_RELEASE = 1, GIL_HOLD = 2 };
 
 static inline Value *reg_at(Value *base, int64_t offset) { return (Value *)((char *)base + offset); }
+/* PERF: this form takes a conditional move and an addition; the biased base is computed once per run of the loop. */
+#define LITERAL_BIAS ((int64_t)1 << 31)
+#define MAX_LITERALS (LITERAL_BIAS / (int64_t)sizeof(Value))
+static inline int32_t literal_operand(int32_t index) {
+  return (int32_t)(index * (int64_t)sizeof(Value) - LITERAL_BIAS);
+}
+static inline int32_t literal_index(int32_t operand) {
+  return (int32_t)((operand + LITERAL_BIAS) / (int64_t)sizeof(Value));
+}
 static inline const Value *operand_at(const Value *base, const Value *literals, int32_t operand) {
-  return operand >= 0 ? (const Value *)((const char *)base + operand) : literals + ~operand;
+  uintptr_t from = operand >= 0 ? (uintptr_t)base : (uintptr_t)literals + LITERAL_BIAS;
+  return (const Value *)(from + (uintptr_t)(int64_t)operand);
 }
 
 #endif

@@ -1,11 +1,11 @@
 # Cython names for program.h, and the decoder.
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
-from vmcore.value cimport FunctionObj, Object, PackedFn, StorageObj, TensorObj, Value
+from vmcore.value cimport DirectFn2, DirectFn3, FunctionObj, Object, PackedFn, StorageObj, TensorObj, Value
 
 cdef extern from "vmcore/program.h" nogil:
     enum:
-        I_RET, I_GOTO, I_GOTO_BACK, I_IF, I_CALL, I_CALL_SPECIAL, I_CALL_PYTHON
+        I_RET, I_GOTO, I_GOTO_BACK, I_IF, I_CALL, I_DIRECT_2, I_DIRECT_3, I_CALL_SPECIAL, I_CALL_PYTHON
         I_CALL_VM, I_CALL_CLOSURE, I_CALL_NATIVE, I_COPY, I_LOAD, I_NULL, I_TUPLE_GET, I_ALLOC_STORAGE, I_ALLOC_TENSOR
         I_CALL_HOOKED
     enum:
@@ -31,6 +31,8 @@ cdef extern from "vmcore/program.h" nogil:
 
     ctypedef struct CallSite:
         PackedFn fn
+        DirectFn2 direct2
+        DirectFn3 direct3
         void* self
         VmFunc* callee
         int32_t weight
@@ -100,12 +102,17 @@ cdef extern from "vmcore/program.h" nogil:
         TensorObj* array_headers[8]
 
     Value* reg_at(Value* base, int64_t offset)
+    int64_t MAX_LITERALS
+    int32_t literal_operand(int32_t index)
+    int32_t literal_index(int32_t operand)
     const Value* operand_at(const Value* base, const Value* literals, int32_t operand)
+    TensorObj* tensor_cache_hit(TensorCache* cache, int64_t slot, const Value* v)
     TensorObj* tensor_cache_take(TensorCache* cache, const TensorObj* source, int64_t slot, StorageObj* storage)
     StorageObj* storage_cache_take(TensorCache* cache, int64_t slot)
     void storage_cache_keep(TensorCache* cache, int64_t slot, StorageObj* storage)
     void tensor_cache_clear(TensorCache* cache)
     void value_drop(TensorCache* cache, uint64_t tag, int64_t bits)
+    void value_kill(TensorCache* cache, Value* v)
     void value_reset(TensorCache* cache, Value* v)
     void value_put(TensorCache* cache, Value* dst, uint64_t tag, int64_t bits)
     void value_replace(TensorCache* cache, Value* dst, Value* src)

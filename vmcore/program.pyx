@@ -3,6 +3,7 @@
 What the loop relies on is proved by `vmcore.verify` before; what depends on data (kinds of values, sizes) is checked
 by the loop and the builtins where it happens.
 """
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -12,14 +13,14 @@ from vmcore.isa cimport (
     OP_RET, isa_arg_kind, isa_arg_value,
 )
 from vmcore.library cimport Library
-from vmcore.memory cimport MEMORY_PROGRAM, MEMORY_SCRATCH, memory_calloc, memory_free
+from vmcore.memory cimport MEMORY_PROGRAM, MEMORY_SCRATCH, memory_aligned, memory_calloc, memory_free
 from vmcore.objects cimport ShapeObj, tensor_new, tensor_set_shape, to_value
 from vmcore.registry cimport registry_get
 from vmcore.storage cimport Allocator, allocator_is_pooled, allocator_new, allocator_release
 from vmcore.value cimport (
     OBJ_DELETE_BOTH, OBJ_READONLY, TENSOR_INLINE_NDIM, VT_CLOSURE, VT_DTYPE, VT_FUNCTION, VT_OPAQUE_PTR, VT_SHAPE,
-    VT_TENSOR, VmDataType, dtype_bytes, object_init, object_release, object_retain, value_clear, value_copy,
-    value_dtype, value_ptr, value_set, value_type,
+    VT_TENSOR, DirectEntry, VmDataType, dtype_bytes, object_init, object_release, object_retain, value_clear,
+    value_copy, value_dtype, value_ptr, value_set, value_type,
 )
 
 from vmcore import errors
@@ -40,21 +41,47 @@ cdef int64_t MAX_FLOW_WORK = 1 << 27       # words touched for all functions tog
 
 
 # ---- arena -----------------------------------------------------------------------------------------------------------
+# Blocks of memory that live as long as their program. Sites that are executed together lie together, and one that fits
+# in a cache line does not straddle two.
+
+cdef struct ArenaBlock:
+    char* next
+    size_t used, size  # bytes, this header included
+
+cdef size_t LINE = 64  # bytes; blocks are aligned to it
+cdef size_t FIRST_BLOCK = 1 << 10
+cdef size_t LARGEST_BLOCK = 1 << 16
+
 
 cdef void* arena_alloc(char** arena, size_t size) except NULL:
-    """`size` zeroed bytes, 16-byte aligned, that live as long as the arena (a chain of blocks)."""
-    cdef char* block = <char*>memory_calloc(1, size + 16, MEMORY_PROGRAM)
+    """`size` zeroed bytes, 16-byte aligned."""
+    cdef ArenaBlock* block = <ArenaBlock*>arena[0]
+    cdef size_t at, total
+    size = (size + 15) & ~<size_t>15
+    if block != NULL:
+        at = block.used
+        if size <= LINE and at % LINE + size > LINE:
+            at = (at + LINE - 1) & ~(LINE - 1)
+        if at + size <= block.size:
+            block.used = at + size
+            return <char*>block + at
+    total = FIRST_BLOCK if block == NULL else min(2 * block.size, LARGEST_BLOCK)
+    total = max(total, (LINE + size + LINE - 1) & ~(LINE - 1))
+    block = <ArenaBlock*>memory_aligned(total, MEMORY_PROGRAM)
     if block == NULL:
-        raise MemoryError(f"decode: no memory for a site of {size} bytes")
-    (<char**>block)[0] = arena[0]
-    arena[0] = block
-    return block + 16
+        raise MemoryError(f"decode: no memory for {total} bytes of call sites")
+    memset(block, 0, total)
+    block.next = arena[0]
+    block.size = total
+    block.used = LINE + size
+    arena[0] = <char*>block
+    return <char*>block + LINE
 
 
 cdef void arena_free(char* arena) noexcept nogil:
     cdef char* next_block
     while arena != NULL:
-        next_block = (<char**>arena)[0]
+        next_block = (<ArenaBlock*>arena).next
         memory_free(arena)
         arena = next_block
 
@@ -185,17 +212,24 @@ cdef int link(Program* program, list functions, tuple libraries) except -1:
 # ---- literals --------------------------------------------------------------------------------------------------------
 
 cdef class LiteralPool:
-    """Constants, immediates and special operands as Values, deduplicated."""
+    """Constants, immediates and special operands as Values, deduplicated; and what else one decoding remembers."""
     cdef Program* program
     cdef dict index_of
     cdef Py_ssize_t capacity
     cdef bint complete         # other threads run on these literals: none may be added
     cdef int64_t flow_budget   # words that the data-flow analysis of the rest of the executable may touch
+    # Allocations of one kind (storage register, offset, shape, dtype) whose lives do not overlap share a site, and with
+    # it a header that is then in the cache. Lives are guessed by reading the function from start to end: where a jump
+    # makes that wrong, the context finds the site's header in use and makes another.
+    cdef dict idle_sites       # kind -> sites that no register holds here
+    cdef dict site_in          # register offset -> (kind, site)
 
     cdef int append(self, Value* v) except -1:
         cdef Value* grown
         cdef Py_ssize_t capacity
         cdef int index = self.program.n_literals
+        if index >= MAX_LITERALS:
+            raise errors.LinkError(f"decode: more than {MAX_LITERALS} constants and immediates")
         if index == self.capacity:
             capacity = 2 * self.capacity + 16
             grown = <Value*>memory_calloc(capacity, sizeof(Value), MEMORY_PROGRAM)
@@ -228,6 +262,13 @@ cdef class LiteralPool:
         self.program.n_constants = self.program.n_literals
         return 0
 
+    cdef int ends(self, int32_t register) except -1:
+        """The value of a register is replaced: its site, if it is a tensor of one, is idle again."""
+        held = self.site_in.pop(register, None)
+        if held is not None:
+            self.idle_sites[held[0]].append(held[1])
+        return 0
+
     cdef int special(self, uint64_t tag, int64_t bits) except -1:
         cdef Value v
         key = (tag, bits)
@@ -248,19 +289,19 @@ cdef int32_t operand_of(LiteralPool pool, Program* program, int64_t word, bint* 
     cdef int64_t kind = isa_arg_kind(word), value = isa_arg_value(word)
     if kind == ARG_REGISTER:
         if value == ISA_VOID_REGISTER:
-            return ~pool.special(0, 0)
+            return literal_operand(pool.special(0, 0))
         if value == ISA_VM_REGISTER:
             is_special[0] = True
-            return ~pool.special(VT_OPAQUE_PTR, 0)
+            return literal_operand(pool.special(VT_OPAQUE_PTR, 0))
         return <int32_t>(value * REGISTER_BYTES)
     if kind == ARG_IMMEDIATE:
-        return ~pool.special(1, value)
+        return literal_operand(pool.special(1, value))
     if kind == ARG_CONSTANT:
-        return ~<int32_t>value
+        return literal_operand(<int32_t>value)
     if program.funcs[value].kind == FUNC_PACKED:
-        return ~pool.special(VT_FUNCTION, <int64_t>program.funcs[value].packed)
+        return literal_operand(pool.special(VT_FUNCTION, <int64_t>program.funcs[value].packed))
     is_special[0] = True
-    return ~pool.special(VT_CLOSURE, value)
+    return literal_operand(pool.special(VT_CLOSURE, value))
 
 
 # ---- instructions ----------------------------------------------------------------------------------------------------
@@ -278,6 +319,8 @@ cdef int decode_code(
     pool.index_of = {}
     pool.complete = hooked
     pool.flow_budget = MAX_FLOW_WORK
+    pool.idle_sites = {}
+    pool.site_in = {}
     if hooked:
         # The literals of the first decoding are complete: the same words give the same literals.
         pool.capacity = program.n_literals
@@ -288,6 +331,8 @@ cdef int decode_code(
         if program.funcs[f].kind != FUNC_VM:
             continue
         end = program.funcs[f].end
+        pool.idle_sites.clear()
+        pool.site_in.clear()
         for pc in range(program.funcs[f].start, end):
             at = offsets[pc]
             insn = &code[pc]
@@ -296,7 +341,7 @@ cdef int decode_code(
             elif words[at] == OP_RET:
                 insn.op = I_RET
                 if words[at + 1] >= ISA_VOID_REGISTER:
-                    insn.a = ~pool.special(0, 0)  # void and the VM itself leave as none
+                    insn.a = literal_operand(pool.special(0, 0))  # void and the VM itself leave as none
                 else:
                     insn.a = <int32_t>(words[at + 1] * REGISTER_BYTES)
             elif words[at] == OP_GOTO:
@@ -357,21 +402,39 @@ cdef int decode_call(
         insn.n = is_special
         return 0
     if callee.kind != FUNC_PACKED:
+        pool.ends(dst)
         insn.op = I_CALL_VM if callee.kind == FUNC_VM else I_CALL_NATIVE
         insn.n = is_special
         return 0
     opcode = builtin_opcode(callee.packed.fn)
-    if opcode != I_CALL and specialise(program, insn, site, opcode):
+    if dst >= 0 and opcode != I_ALLOC_TENSOR:
+        pool.ends(dst)
+    if opcode != I_CALL and specialise(pool, program, insn, site, opcode):
         return 0
     insn.op = I_CALL_SPECIAL if is_special else I_CALL_PYTHON if callee.packed.is_python else I_CALL
+    if insn.op == I_CALL and callee.packed.direct != NULL:
+        make_direct(insn, site, callee.packed.direct)
     return 0
 
 
+cdef void make_direct(Insn* insn, CallSite* site, const DirectEntry* direct) noexcept:
+    """Uses a kernel's direct entry where the call has its form: an output register, and no use for a result."""
+    cdef int32_t n = 2 if direct.direct2 != NULL else 3
+    if site.n_args != n or site.args[n - 1] < 0 or insn.a >= 0:
+        return
+    if n == 2:
+        insn.op = I_DIRECT_2
+        site.direct2 = direct.direct2
+    else:
+        insn.op = I_DIRECT_3
+        site.direct3 = direct.direct3
+
+
 cdef bint literal_is(Program* program, int32_t operand, int kind) noexcept:
-    return operand < 0 and value_type(&program.literals[~operand]) == kind
+    return operand < 0 and value_type(&program.literals[literal_index(operand)]) == kind
 
 
-cdef bint specialise(Program* program, Insn* insn, CallSite* site, int opcode) except -1:
+cdef bint specialise(LiteralPool pool, Program* program, Insn* insn, CallSite* site, int opcode) except -1:
     """Rewrites the Call of a builtin into its internal opcode where the operands allow it."""
     cdef int32_t n = site.n_args
     cdef const int32_t* args = site.args
@@ -396,24 +459,26 @@ cdef bint specialise(Program* program, Insn* insn, CallSite* site, int opcode) e
             return True
         if not (literal_is(program, args[0], VT_OPAQUE_PTR) or literal_is(program, args[0], VT_CLOSURE)):
             insn.op = I_LOAD
-            insn.b = ~args[0]
+            insn.b = literal_index(args[0])
             return True
         return False
     if opcode == I_TUPLE_GET and n == 2 and args[0] >= 0 and literal_is(program, args[1], 1):
-        if not 0 <= literals[~args[1]].bits <= 65535:
+        if not 0 <= literals[literal_index(args[1])].bits <= 65535:
             return False
         insn.op = I_TUPLE_GET
-        insn.n = <uint16_t>literals[~args[1]].bits
+        insn.n = <uint16_t>literals[literal_index(args[1])].bits
         insn.b = args[0]
         return True
     if opcode == I_ALLOC_STORAGE and 4 <= n <= 5:
         if not (
             literal_is(program, args[0], VT_OPAQUE_PTR) and literal_is(program, args[1], VT_SHAPE)
-            and literal_is(program, args[2], 1) and literals[~args[2]].bits == 0
+            and literal_is(program, args[2], 1) and literals[literal_index(args[2])].bits == 0
             and literal_is(program, args[3], VT_DTYPE)
         ):
             return False
-        nbytes = shape_bytes(<ShapeObj*>value_ptr(&literals[~args[1]]), value_dtype(&literals[~args[3]]))
+        nbytes = shape_bytes(
+            <ShapeObj*>value_ptr(&literals[literal_index(args[1])]), value_dtype(&literals[literal_index(args[3])])
+        )
         if nbytes < 0:
             return False  # the builtin raises when it is reached
         insn.op = I_ALLOC_STORAGE
@@ -427,13 +492,13 @@ cdef bint specialise(Program* program, Insn* insn, CallSite* site, int opcode) e
             insn.n = <uint16_t>program.n_storage_sites
         return True
     if opcode == I_ALLOC_TENSOR and 4 <= n <= 5:
-        return specialise_alloc_tensor(program, insn, site)
+        return specialise_alloc_tensor(pool, program, insn, site)
     return False
 
 
 cdef bint specialise_direct_call(Program* program, Insn* insn, CallSite* site) except -1:
     """invoke_closure of a function of this program is a plain call of it; with a wrong arity the builtin raises."""
-    cdef VmFunc* callee = &program.funcs[program.literals[~site.args[1]].bits]
+    cdef VmFunc* callee = &program.funcs[program.literals[literal_index(site.args[1])].bits]
     cdef CallSite* direct
     cdef int32_t i
     cdef bint is_special = False
@@ -468,7 +533,9 @@ cdef int64_t shape_bytes(ShapeObj* shape, VmDataType dtype) noexcept:
     return nbytes
 
 
-cdef bint specialise_alloc_tensor(Program* program, Insn* insn, CallSite* site) except -1:
+cdef bint specialise_alloc_tensor(
+    LiteralPool pool, Program* program, Insn* insn, CallSite* site
+) except -1:
     cdef const int32_t* args = site.args
     cdef Value* literals = program.literals
     cdef ShapeObj* shape
@@ -480,11 +547,11 @@ cdef bint specialise_alloc_tensor(Program* program, Insn* insn, CallSite* site) 
         and literal_is(program, args[3], VT_DTYPE)
     ):
         return False
-    shape = <ShapeObj*>value_ptr(&literals[~args[2]])
-    if shape.size > <uint64_t>TENSOR_INLINE_NDIM or literals[~args[1]].bits < 0:
+    shape = <ShapeObj*>value_ptr(&literals[literal_index(args[2])])
+    if shape.size > <uint64_t>TENSOR_INLINE_NDIM or literals[literal_index(args[1])].bits < 0:
         return False
-    dtype = value_dtype(&literals[~args[3]])
-    if not dtype_is_storable(dtype) or literals[~args[1]].bits % dtype_bytes(dtype):
+    dtype = value_dtype(&literals[literal_index(args[3])])
+    if not dtype_is_storable(dtype) or literals[literal_index(args[1])].bits % dtype_bytes(dtype):
         return False  # the builtin raises when it is reached
     template = tensor_new(<int32_t>shape.size)
     if template == NULL:
@@ -492,13 +559,21 @@ cdef bint specialise_alloc_tensor(Program* program, Insn* insn, CallSite* site) 
     if tensor_set_shape(template, shape.data, dtype) < 0:
         object_release(template)
         return False  # the builtin raises when it is reached
-    alloc = <AllocSite*>arena_alloc(&program.sites, sizeof(AllocSite))
-    memcpy(&alloc.header, template, sizeof(TensorObj))
+    kind = (args[0], literals[literal_index(args[1])].bits, literals[literal_index(args[3])].bits,
+            PyBytes_FromStringAndSize(<const char*>shape.data, shape.size * sizeof(int64_t)))
+    idle = pool.idle_sites.setdefault(kind, [])
+    if idle:
+        alloc = <AllocSite*><size_t>idle.pop()
+    else:
+        alloc = <AllocSite*>arena_alloc(&program.sites, sizeof(AllocSite))
+        memcpy(&alloc.header, template, sizeof(TensorObj))
+        alloc.offset = literals[literal_index(args[1])].bits
+        alloc.storage = args[0]
+        alloc.slot = program.n_tensor_sites
+        program.n_tensor_sites += 1
     object_release(template)
-    alloc.offset = literals[~args[1]].bits
-    alloc.storage = args[0]
-    alloc.slot = program.n_tensor_sites
-    program.n_tensor_sites += 1
+    pool.ends(site.dst)
+    pool.site_in[site.dst] = (kind, <size_t>alloc)
     insn.op = I_ALLOC_TENSOR
     insn.p = alloc
     return True

@@ -8,11 +8,12 @@ from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 
 from vmcore.builtins cimport builtin_table
 from vmcore.objects cimport Function, function_from_callable, function_from_native, named_function
-from vmcore.value cimport FunctionObj, KernelEntry, object_retain
+from vmcore.value cimport DirectEntry, FunctionObj, KernelEntry, object_retain
 
 from vmcore import errors, kernels
 
 ctypedef const KernelEntry* (*TableFn)(int* n) noexcept
+ctypedef const DirectEntry* (*DirectTableFn)() noexcept
 
 cdef dict _functions = {}
 cdef bint _kernels_loaded = False
@@ -30,6 +31,14 @@ cdef int add_table(const KernelEntry* table, int n) except -1:
     return 0
 
 
+cdef int add_direct(const DirectEntry* table) except -1:
+    """Gives kernels that are entered already their direct entries."""
+    while table.name != NULL:
+        (<FunctionObj*>(<Function>_functions[table.name.decode()]).obj).direct = table
+        table += 1
+    return 0
+
+
 cdef int load_kernels() except -1:
     global _kernels_loaded
     cdef int n = 0
@@ -37,9 +46,13 @@ cdef int load_kernels() except -1:
     if _kernels_loaded:
         return 0
     for module_name in kernels.MODULES:
-        capsule = importlib.import_module(f"vmcore.kernels.{module_name}").__pyx_capi__["kernel_table"]
+        exported = importlib.import_module(f"vmcore.kernels.{module_name}").__pyx_capi__
+        capsule = exported["kernel_table"]
         table = (<TableFn>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)))(&n)
         add_table(table, n)
+        capsule = exported.get("direct_table")
+        if capsule is not None:
+            add_direct((<DirectTableFn>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)))())
     importlib.import_module("vmcore.blas").ensure_bound()
     _kernels_loaded = True
     return 0

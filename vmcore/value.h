@@ -54,6 +54,16 @@ typedef struct KernelEntry {
   float ns_per_byte;
 } KernelEntry;
 
+/* A second entry to a kernel of two or three tensor operands, the last one its output and the largest of them: without
+ * `self`, result and argument array, for the loop to call on registers as they are. Checks all that the first one does. */
+typedef int (*DirectFn2)(const Value *x, const Value *out);
+typedef int (*DirectFn3)(const Value *a, const Value *b, const Value *out);
+typedef struct DirectEntry {
+  const char *name; /* NULL ends a table */
+  DirectFn2 direct2; /* one of the two; the other is NULL */
+  DirectFn3 direct3;
+} DirectEntry;
+
 /* ---- objects ------------------------------------------------------------------------------------------------- */
 
 typedef struct Object {
@@ -107,6 +117,7 @@ typedef struct TensorObj {
   DLTensor dl;
   Object *storage; /* owned; NULL when `owner` keeps the bytes alive */
   int64_t nbytes;
+  uint64_t layout; /* element type and shape in one word, see layout_of; 0: does not fit, or not on the CPU */
   void *owner;                     /* foreign owner (numpy array, DLPack producer) or NULL */
   void (*release_owner)(void *owner);
   void *wrapper;                   /* borrowed Python wrapper, guarded by the GIL, NULL when there is none */
@@ -146,6 +157,7 @@ typedef struct FunctionObj {
   void *self;
   float ns_per_byte;
   int32_t is_python;  /* `self` is a PyObject*; calls need the GIL */
+  const DirectEntry *direct; /* borrowed, or NULL */
 } FunctionObj;
 
 typedef struct PyObjectObj {

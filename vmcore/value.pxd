@@ -23,10 +23,18 @@ cdef extern from "vmcore/value.h" nogil:
 
     ctypedef int (*PackedFn)(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil
 
+    ctypedef int (*DirectFn2)(const Value* x, const Value* out) noexcept nogil
+    ctypedef int (*DirectFn3)(const Value* a, const Value* b, const Value* out) noexcept nogil
+
     ctypedef struct KernelEntry:
         const char* name
         PackedFn fn
         float ns_per_byte
+
+    ctypedef struct DirectEntry:
+        const char* name
+        DirectFn2 direct2
+        DirectFn3 direct3
 
     ctypedef struct Object:
         uint64_t counts
@@ -59,6 +67,7 @@ cdef extern from "vmcore/value.h" nogil:
         DLTensor dl
         Object* storage
         int64_t nbytes
+        uint64_t layout
         void* owner
         void (*release_owner)(void* owner) noexcept nogil
         void* wrapper
@@ -93,6 +102,7 @@ cdef extern from "vmcore/value.h" nogil:
         void* self
         float ns_per_byte
         int32_t is_python
+        const DirectEntry* direct
 
     ctypedef struct PyObjectObj:
         Object head

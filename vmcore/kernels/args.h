@@ -9,7 +9,7 @@
 
 #include <stddef.h>
 
-#include "vmcore/value.h"
+#include "vmcore/objects.h"
 
 #define ARGS_MAX_NDIM 16
 
@@ -260,38 +260,33 @@ static inline int check_inplace(const char *op, const ArgTensor *x, const ArgTen
 /* Bytes of each of `k` tensors, when all are float32, of one shape and made by vmcore (so: on the CPU, compact), and
  * the last one may be written and is one of the others or shares no byte with them; 0 otherwise, and when there is
  * nothing to do: the caller then takes the full checks, which word the errors. */
-static inline __attribute__((always_inline)) int64_t args_own_float32(const Value *args, int k) {
-  /* PERF: type index and flags, and rank and element type, are compared as one word each. */
+static inline __attribute__((always_inline)) uint64_t args_own_float32(const Value *const *args, int k) {
+  /* PERF: type index and flags are compared as one word, and so are element type and shape (the layout word). */
   const uint64_t head = (uint64_t)VT_TENSOR | (uint64_t)OBJ_OWN << 32, read_only = (uint64_t)OBJ_READONLY << 32;
-  uint64_t bad = 0, word, kind;
-  for (int i = 0; i < k; ++i) bad |= args[i].tag ^ VT_TENSOR;
+  uint64_t bad = 0, word;
+  for (int i = 0; i < k; ++i) bad |= args[i]->tag ^ VT_TENSOR;
   if (VM_UNLIKELY(bad)) return 0;
-  const TensorObj *out = (const TensorObj *)value_ptr(&args[k - 1]);
+  const TensorObj *out = (const TensorObj *)value_ptr(args[k - 1]);
   memcpy(&word, &out->head.type_index, 8);
-  memcpy(&kind, &out->dl.ndim, 8);
-  bad = (word ^ head) | ((kind >> 32) ^ (DL_FLOAT | 32u << 8 | 1u << 16));
+  bad = word ^ head;
   for (int i = 0; i < k - 1; ++i) {
-    const TensorObj *t = (const TensorObj *)value_ptr(&args[i]);
-    memcpy(&word, &t->head.type_index, 8);
+    memcpy(&word, &((const TensorObj *)value_ptr(args[i]))->head.type_index, 8);
     bad |= (word & ~read_only) ^ head;
-    memcpy(&word, &t->dl.ndim, 8);
-    bad |= word ^ kind;
   }
+  if (VM_UNLIKELY(bad)) return 0; /* only own tensors have what is read from here on */
+  bad = (out->layout & LAYOUT_TYPE_MASK) ^ LAYOUT_FLOAT32;
+  for (int i = 0; i < k - 1; ++i) bad |= ((const TensorObj *)value_ptr(args[i]))->layout ^ out->layout;
   if (VM_UNLIKELY(bad)) return 0;
-  for (int32_t d = 0; d < out->dl.ndim; ++d) /* leaves at a difference, and so stays a plain loop */
-    for (int i = 0; i < k - 1; ++i)
-      if (VM_UNLIKELY(((const TensorObj *)value_ptr(&args[i]))->dl.shape[d] != out->dl.shape[d])) return 0;
   const uintptr_t to = (uintptr_t)out->dl.data, nbytes = (uintptr_t)out->nbytes;
   for (int i = 0; i < k - 1; ++i) { /* overlap: closer than nbytes on either side, but not the same */
-    const uintptr_t from = (uintptr_t)((const TensorObj *)value_ptr(&args[i]))->dl.data;
-    bad |= (uint64_t)(to - from + nbytes - 1 < 2 * nbytes - 1) & (uint64_t)(to != from);
+    const uintptr_t from = (uintptr_t)((const TensorObj *)value_ptr(args[i]))->dl.data;
+    if (to - from + nbytes - 1 < 2 * nbytes - 1 && VM_UNLIKELY(to != from)) return 0;
   }
-  return VM_UNLIKELY(bad) ? 0 : (int64_t)nbytes;
+  return nbytes;
 }
 
-_Static_assert(offsetof(Object, flags) == offsetof(Object, type_index) + 4 &&
-                   offsetof(DLTensor, dtype) == offsetof(DLTensor, ndim) + 4,
-               "args_own_float32 compares these pairs as one word, on a little-endian machine");
+_Static_assert(offsetof(Object, flags) == offsetof(Object, type_index) + 4,
+               "args_own_float32 compares this pair as one word, on a little-endian machine");
 
 static inline void *arg_own_data(const Value *v) { return ((const TensorObj *)value_ptr(v))->dl.data; }
 

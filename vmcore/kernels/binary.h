@@ -28,14 +28,24 @@ enum {
 #undef ROW
 };
 
+#define DIRECT_BINARY(X) X(add) X(sub) X(mul) X(div) X(maximum) X(minimum)
+enum {
+#define ROW(op) +1
+  N_DIRECT = 0 DIRECT_BINARY(ROW)
+#undef ROW
+};
+
 typedef struct HotLoops {
   BinaryLoop f32[N_HOT], f64[N_HOT];
+  DirectFn3 direct[N_DIRECT];
   WhereLoop where[4]; /* by log2 of the item size */
   void (*half_to_float)(const uint16_t *, float *, int64_t);
   void (*float_to_half)(const float *, uint16_t *, int64_t);
   void (*bfloat_to_float)(const uint16_t *, float *, int64_t);
   void (*float_to_bfloat)(const float *, uint16_t *, int64_t);
 } HotLoops;
+
+static int binary_direct_checked(int op, const Value *a, const Value *b, const Value *out);
 
 #define VM_ISA_BODY "vmcore/kernels/binary_loops.h"
 #include "vmcore/kernels/per_isa.h"
@@ -203,11 +213,17 @@ static BinaryOp binary_ops[B_COUNT] = {
 #undef ROW
 };
 static HotLoops hot;
+static DirectEntry binary_direct[N_DIRECT + 1] = { /* filled by binary_init */
+#define ROW(op) {"kernel." #op, NULL, NULL},
+    DIRECT_BINARY(ROW)
+#undef ROW
+};
 
 /* Fills the table with the loops of one instruction set; called at import, and by tests for each set in turn. */
 static void binary_init(int isa) {
   static const HotLoops *const versions[] = VM_ISA_TABLE(&hot_loops);
   hot = *versions[isa];
+  for (int i = 0; i < N_DIRECT; ++i) binary_direct[i].direct3 = hot.direct[i];
   for (int op = 0; op < N_HOT; ++op) {
     binary_ops[op].loop[K_F32] = hot.f32[op];
     binary_ops[op].loop[K_F64] = hot.f64[op];
@@ -325,14 +341,23 @@ __attribute__((noinline)) static int binary_checked(const BinaryOp *op, const Va
 
 static int binary_door(const BinaryOp *op, const Value *args, int32_t n_args) {
   if (VM_LIKELY(n_args == 3)) { /* PERF: as in unary_door */
+    const Value *const each[] = {&args[0], &args[1], &args[2]};
     BinaryLoop loop = op->loop[K_F32];
-    const uint64_t nbytes = (uint64_t)args_own_float32(args, 3);
+    const uint64_t nbytes = args_own_float32(each, 3);
     if (VM_LIKELY(nbytes && loop && op->out == OUT_SAME)) {
-      loop(arg_own_data(&args[0]), arg_own_data(&args[1]), arg_own_data(&args[2]), nbytes / 4, 1, 1);
+      loop(arg_own_data(&args[0]), arg_own_data(&args[1]), arg_own_data(&args[2]), (int64_t)(nbytes / 4), 1, 1);
       return 0;
     }
   }
   return binary_checked(op, args, n_args);
+}
+
+__attribute__((noinline)) static int binary_direct_checked(int op, const Value *a, const Value *b, const Value *out) {
+  Value args[3];
+  value_copy(&args[0], a);
+  value_copy(&args[1], b);
+  value_copy(&args[2], out);
+  return binary_checked(&binary_ops[op], args, 3);
 }
 
 /* where(cond, a, b, out): out = cond ? a : b, all broadcast; any dtype of 1, 2, 4 or 8 bytes. */

@@ -5,10 +5,11 @@ what shifting by one bit at a time would. float16 and bfloat16 go through float3
 """
 from vmcore.kernels.args cimport args_bind
 from vmcore.status cimport fail
-from vmcore.value cimport KernelEntry
+from vmcore.value cimport DirectEntry, KernelEntry
 
 cdef extern from "vmcore/kernels/binary.h" nogil:
     const KernelEntry* binary_entries
+    const DirectEntry* binary_direct
     enum:
         BINARY_ENTRIES
     void binary_init(int isa)
@@ -18,6 +19,10 @@ cdef extern from "vmcore/kernels/binary.h" nogil:
 cdef const KernelEntry* kernel_table(int* n) noexcept:
     n[0] = BINARY_ENTRIES
     return binary_entries
+
+
+cdef const DirectEntry* direct_table() noexcept:
+    return binary_direct
 
 
 def select_isa(level=None) -> int:

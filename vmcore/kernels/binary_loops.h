@@ -72,6 +72,33 @@ WHERE_LOOP(16)
 WHERE_LOOP(32)
 WHERE_LOOP(64)
 
+typedef float VMFN(lanes) __attribute__((vector_size(VM_VEC), aligned(4), may_alias));
+typedef int32_t VMFN(lane_bits) __attribute__((vector_size(VM_VEC), aligned(4), may_alias));
+#define LANES_SELECT(m, a, b) \
+  ((VMFN(lanes))(((VMFN(lane_bits))(a) & (VMFN(lane_bits))(m)) | ((VMFN(lane_bits))(b) & ~(VMFN(lane_bits))(m))))
+
+/* Direct entries for tensors of one shape; x and y are whole vectors, what is left over goes to the loop above. */
+#define DIRECT(op, expr)                                                                              \
+  static int VMFN(direct_##op)(const Value *a, const Value *b, const Value *out) {                    \
+    const Value *const args[] = {a, b, out};                                                          \
+    const uint64_t nbytes = args_own_float32(args, 3), rest = nbytes % VM_VEC, whole = nbytes - rest; \
+    if (VM_UNLIKELY(nbytes == 0)) return binary_direct_checked(B_##op, a, b, out);                    \
+    const char *pa = (const char *)arg_own_data(a), *pb = (const char *)arg_own_data(b);              \
+    char *po = (char *)arg_own_data(out);                                                             \
+    for (uint64_t i = 0; i < whole; i += VM_VEC) {                                                    \
+      VMFN(lanes) x = *(const VMFN(lanes) *)(pa + i), y = *(const VMFN(lanes) *)(pb + i);             \
+      *(VMFN(lanes) *)(po + i) = (expr);                                                              \
+    }                                                                                                 \
+    if (rest) VMFN(op##_f32)(pa + whole, pb + whole, po + whole, (int64_t)(rest / 4), 1, 1);          \
+    return 0;                                                                                         \
+  }
+DIRECT(add, x + y)
+DIRECT(sub, x - y)
+DIRECT(mul, x *y)
+DIRECT(div, x / y)
+DIRECT(maximum, LANES_SELECT((x > y) | (x != x), x, y))
+DIRECT(minimum, LANES_SELECT((x < y) | (x != x), x, y))
+
 static const HotLoops VMFN(hot_loops) = {
 #define ROW(op) VMFN(op##_f32),
     {HOT_BINARY(ROW)},
@@ -79,9 +106,14 @@ static const HotLoops VMFN(hot_loops) = {
 #define ROW(op) VMFN(op##_f64),
     {HOT_BINARY(ROW)},
 #undef ROW
+#define ROW(op) VMFN(direct_##op),
+    {DIRECT_BINARY(ROW)},
+#undef ROW
     {VMFN(where_8), VMFN(where_16), VMFN(where_32), VMFN(where_64)},
     VMFN(half_to_float_n), VMFN(float_to_half_n), VMFN(bfloat_to_float_n), VMFN(float_to_bfloat_n),
 };
 #undef HOT_LOOP
 #undef HOT_LOOPS
 #undef WHERE_LOOP
+#undef LANES_SELECT
+#undef DIRECT

@@ -4,10 +4,11 @@ relu and clip pass NaN on. Integer negation and absolute value wrap. float16 and
 """
 from vmcore.kernels.args cimport args_bind
 from vmcore.status cimport fail
-from vmcore.value cimport KernelEntry
+from vmcore.value cimport DirectEntry, KernelEntry
 
 cdef extern from "vmcore/kernels/unary.h" nogil:
     const KernelEntry* unary_entries
+    const DirectEntry* unary_direct_entries
     enum:
         UNARY_ENTRIES
     void unary_init(int isa)
@@ -17,6 +18,10 @@ cdef extern from "vmcore/kernels/unary.h" nogil:
 cdef const KernelEntry* kernel_table(int* n) noexcept:
     n[0] = UNARY_ENTRIES
     return unary_entries
+
+
+cdef const DirectEntry* direct_table() noexcept:
+    return unary_direct_entries
 
 
 def select_isa(level=None) -> int:

@@ -93,6 +93,7 @@ def in_threads(work: Callable[[int], None], *others: Callable[[], None], n: int 
     def disturb(other: Callable[[], None]) -> None:
         start.wait()
         try:
+            other()  # once at least, however soon the workers are done
             while not done.is_set():
                 other()
         except BaseException as error:  # noqa: BLE001

@@ -371,7 +371,8 @@ def infer_call(call: Call) -> StructInfo:
         raise
     except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError) as error:
         where = f" in {call.source}" if call.source is not None else ""
-        raise CompileError(f"{op.name}: {error}{where}") from error
+        problem = f"attribute {error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        raise CompileError(f"{op.name}: {problem}{where}") from error
 
 
 def _infer_function_call(op: GlobalVar | Var, call: Call) -> StructInfo:

@@ -13,7 +13,52 @@
     shape          reshape and its kin; shapes and scalars as values
     packed         calls of functions outside the module
 
+    numpy_names    the names and arguments of numpy for all of these: sum, concatenate, stack, sort, take, zeros, ...
+
 `registry` says what an operator is; `common` holds what the families share.
+
+Shapes
+    Broadcasting is numpy's: shapes are aligned at their last axes, and an axis that is missing or 1 is repeated. Two
+    sizes must be equal, provably where they are symbolic: `(n, 4)` meets `(n, 1)`, `(4,)` and `()`, not `(m, 4)`.
+Element types
+    Arguments of one operator have one element type, and its result has it, too (comparisons give bool, `argmax` and its
+    kin int64). Nothing is promoted silently: `cast` first, or the error names both types. A Python number, and in a
+    `pyvm.function` a Python float known at run time, takes the element type of the tensor it meets, as in numpy 2; a
+    float that meets an integer tensor is refused unless it is an integer. `floor_div` and `mod` round as in Python,
+    `div` of integers towards zero, `true_divide` takes floats only. Sums and means keep the element type (numpy: int64
+    for sums of small integers, float64 for means of integers).
+
+A new operator is one file, for example `hard_tanh.py`::
+
+    import numpy as np
+
+    from pyvm.ir import TensorStructInfo
+    from pyvm.op.common import FLOAT, as_expr, check_dtype, define, make_call, tensor_info
+    from pyvm.op.elementwise import clip
+    from pyvm.op.registry import Decompose
+
+
+    def _infer(call):
+        x = tensor_info(call, 0)
+        check_dtype("hard_tanh", "x", x, FLOAT)
+        return TensorStructInfo(x.shape, x.dtype, x.ndim)
+
+
+    _HARD_TANH = define(
+        "hard_tanh",
+        _infer,
+        lambda attrs, x: np.clip(x, -attrs["limit"], attrs["limit"]),  # in numpy: the oracle, and folds constants
+        lambda call: Decompose(lambda bb: clip(call.args[0], -call.attrs["limit"], call.attrs["limit"])),
+    )
+
+
+    def hard_tanh(x, limit=1.0):
+        '''`x` cut to -limit .. limit.'''
+        return make_call(_HARD_TANH, [as_expr(x)], {"limit": float(limit)})
+
+and one line: its import below. Without the fourth argument of `define`, it is lowered to the kernel `kernel.hard_tanh`,
+a function (x, out) that may as well be registered from Python with `pyvm.register_func`. An operator of your own needs
+no line here: importing its module registers it, for text and Python programs too.
 """
 
 from pyvm.op.convolution import (

@@ -89,7 +89,7 @@ def true_divide(a: TensorLike, b: TensorLike) -> Expr:
     return div(left, right)
 
 
-divide = true_divide
+divide = _renamed("divide", true_divide)
 
 
 # --- reductions

@@ -1,4 +1,30 @@
-"""Passes: one function per file, IRModule in, IRModule out. `pipeline` names their order."""
+"""Passes: one function per file, IRModule in, IRModule out. `pipeline` names their order.
+
+A new pass is one file, whose first docstring line says what holds afterwards, for example `cancel_negations.py`::
+
+    from pyvm.ir import Binding, IRModule
+    from pyvm.transform.producers import FusingRewriter, is_call_of
+
+
+    def cancel_negations(module: IRModule) -> IRModule:
+        '''No negation of a negation is left, if nothing else reads the inner one.'''
+        return _CancelNegations(module).run()
+
+
+    class _CancelNegations(FusingRewriter):
+        def visit(self, binding: Binding) -> None:
+            binding = self.remap(binding)
+            if is_call_of(binding.value, "neg"):
+                inner = self.sole_producer(binding.value.args[0], "neg")
+                if inner is not None:
+                    self.replace(binding.var, inner.args[0])
+                    return
+            self.keep(binding)
+
+and one line: its place in `pipeline.OPTIMIZE`. To try it without that: `pyvm.compile(model, passes=[cancel_negations,
+*DEFAULT_PIPELINE], check=True, dump="folder")`. What it leaves unused, `eliminate_dead_code` removes. Its golden file
+shows what it does (`tests/golden/__init__.py`); a test fails while it is missing.
+"""
 
 from .decompose import decompose
 from .eliminate_common_subexpressions import eliminate_common_subexpressions

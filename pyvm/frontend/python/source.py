@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import linecache
 import os
 import sys
 import textwrap
@@ -55,6 +56,8 @@ def source_of(function: Callable[..., Any]) -> Source:
     code = getattr(function, "__code__", None)
     if code is None or not inspect.isfunction(function):
         raise FrontendError(f"{function!r} is no Python function")
+    if function.__name__ == "<lambda>":
+        return _source_of_lambda(function)
     try:
         lines, first = inspect.getsourcelines(function)
     except (OSError, TypeError) as error:
@@ -74,6 +77,26 @@ def source_of(function: Callable[..., Any]) -> Source:
         raise FrontendError(f"{os.path.basename(code.co_filename)}:{first}: {function.__name__} is {kind}")
     ast.increment_lineno(tree, first - 1)
     return Source(tree, os.path.basename(code.co_filename), lines, first, function)
+
+
+def _source_of_lambda(function: Any) -> Source:
+    """A lambda as a definition: found in its file by the place of its code."""
+    code = function.__code__
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    columns = [(line, column) for line, _, column, _ in code.co_positions() if column is not None and line is not None]
+    found = []
+    for node in ast.walk(ast.parse("".join(lines))) if lines else ():
+        if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno:
+            body = node.body
+            begin, end = (body.lineno, body.col_offset), (body.end_lineno or 0, body.end_col_offset or 0)
+            if all(begin <= place <= end for place in columns if place[1] > 0):
+                found.append(node)
+    if not found:
+        raise FrontendError(f"the source of a lambda ({code.co_filename}:{code.co_firstlineno}) cannot be read")
+    node = min(found, key=lambda n: (n.end_lineno or 0, n.end_col_offset or 0))  # the one that contains no other
+    result = ast.copy_location(ast.Return(node.body), node.body)
+    tree = ast.copy_location(ast.FunctionDef("lambda", node.args, [result], [], None), node)
+    return Source(tree, os.path.basename(code.co_filename), lines, 1, function)
 
 
 def _command_line(filename: str) -> str | None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pyvm.codegen import generate, signature_of
 from pyvm.frontend.python import PythonFunction
 from pyvm.ir import IRModule, check_well_formed, parse
+from pyvm.ir.printer import function_symbols
 from pyvm.transform import DEFAULT_PIPELINE, Pass, run_passes
+from pyvm.transform.lowered import UPPER_BOUNDS
 from vmcore.errors import CompileError, ParseError
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ def compile(
     dump: str | os.PathLike[str] | None = None,
     passes: Iterable[Pass] | None = None,
     check: bool = False,
+    bounds: Mapping[str, int] | None = None,
 ) -> VMExecutable:
     """Compiles a model.
 
@@ -44,6 +47,10 @@ def compile(
         The passes to run instead of `pyvm.transform.DEFAULT_PIPELINE`.
     check : bool
         Check well-formedness after each pass, not only of the input.
+    bounds : mapping, optional
+        Largest values of symbolic dimensions, e.g. {"n": 64}. Memory of functions with these dimensions is planned for
+        them: one arena of fixed size instead of one that is sized when the function runs. A call with a larger
+        dimension is refused (ShapeMismatchError). The same as the attribute `upper_bounds` of the module or a function.
 
     Returns
     -------
@@ -60,6 +67,8 @@ def compile(
         raise CompileError(f"exec_mode {exec_mode!r}: only 'bytecode' is built in this version")
     module = _as_module(model, shape_dict)
     check_well_formed(module)
+    if bounds:
+        module = _with_bounds(module, bounds)
     signatures = {name: signature_of(function) for name, function in module.functions.items()}
     write = None
     if dump is not None:
@@ -69,6 +78,19 @@ def compile(
         write(-1, "input", module)
     lowered = run_passes(module, DEFAULT_PIPELINE if passes is None else passes, write, check)
     return generate(lowered, signatures)
+
+
+def _with_bounds(module: IRModule, bounds: Mapping[str, int]) -> IRModule:
+    """The module with upper bounds of symbols as an attribute."""
+    known = {symbol.name for function in module.functions.values() for symbol in function_symbols(function)}
+    for name, bound in bounds.items():
+        if name not in known:
+            there = f"there are: {', '.join(sorted(known))}" if known else "there is none"
+            raise CompileError(f"bounds: no symbolic dimension is called {name!r}; {there}")
+        if isinstance(bound, bool) or not isinstance(bound, int) or not 0 < bound < 2**31:
+            raise CompileError(f"bounds: {name}={bound!r}: expected an integer from 1 to 2147483647")
+    given = {**dict(module.attrs.get(UPPER_BOUNDS, ())), **bounds}
+    return IRModule(module.functions, {**module.attrs, UPPER_BOUNDS: tuple(given.items())})
 
 
 def _as_module(model: Any, shape_dict: Mapping[str, int | Sequence[int | None]] | None) -> IRModule:

@@ -552,7 +552,28 @@ class VMExecutable:
         )
         for t in sorted(tensors, key=lambda t: -t.nbytes)[:5]:
             lines.append(f"  {t.shape} {tensor_dtype(t)}: {_human_bytes(t.nbytes)}")
+        lines += self._arena_lines()
         return "\n".join(lines) + "\n"
+
+    def arenas(self) -> dict[str, int | str]:
+        """Size of the arena of each compiled function: bytes, or text such as "128*n" where symbols decide."""
+        sizes: dict[str, int | str] = {}
+        for key, value in self.metadata.items():
+            kind, _, name = key.partition(":")
+            if kind == "arena_bytes":
+                sizes[name] = int(value) if value.isascii() and value.isdigit() and len(value) < 20 else value
+        return sizes
+
+    def _arena_lines(self) -> Iterator[str]:
+        for name, size in self.arenas().items():
+            if not isinstance(size, int):
+                yield f"arena of @{name}: {size}"
+                continue
+            live, tensors = (self.metadata.get(f"{fact}:{name}", "") for fact in ("live_bytes", "tensor_bytes"))
+            line = f"arena of @{name}: {size} bytes ({_human_bytes(size)})"
+            if live.isdigit() and tensors.isdigit() and int(live):
+                line += f", {size / int(live):.2f} x the most alive at once; {_human_bytes(int(tensors))} without sharing"
+            yield line
 
     def _opcode_counts(self) -> dict[str, int]:
         counts = {"call": 0, "ret": 0, "goto": 0, "if": 0}

@@ -11,8 +11,23 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from pyvm.ir import Call, Expr, Function, If, PrimValue, SeqExpr, ShapeExpr, Tuple, TupleGetItem, Var, evaluate
-from pyvm.ir.struct_info import TensorStructInfo, dtype_bytes
+import pyvm
+from pyvm.ir import (
+    Call,
+    Expr,
+    Function,
+    If,
+    MatchCast,
+    PrimValue,
+    SeqExpr,
+    ShapeExpr,
+    SymVar,
+    Tuple,
+    TupleGetItem,
+    Var,
+    evaluate,
+)
+from pyvm.ir.struct_info import ShapeStructInfo, TensorStructInfo, dtype_bytes
 
 MAX_PATHS = 16
 
@@ -33,12 +48,33 @@ class Memory:
 def check_plan(function: Function, symbols: dict[str, int]) -> int:
     """Raises AssertionError where a call fills memory that is still needed; returns how many tensors were looked at."""
     n_tensors = 0
+    symbols = plan_arenas(function.body, symbols)
     for path in islice(_paths(function.body), MAX_PATHS):
         n_tensors += _check_path(path, symbols)
     return n_tensors
 
 
 Step = tuple[Var | None, Expr]
+
+
+def plan_arenas(seq: SeqExpr, symbols: dict[str, int]) -> dict[str, int]:
+    """The symbols, and those that arenas planned at run time give a value to: sizes and offsets."""
+    plans: dict[Expr, tuple[int, ...]] = {}
+    for binding in seq.bindings():
+        value = binding.value
+        if isinstance(value, If):
+            for branch in (value.true_branch, value.false_branch):
+                symbols = plan_arenas(branch, symbols)
+        elif isinstance(value, Call) and getattr(value.op, "name", "") == "pyvm.builtin.plan_arena":
+            table, *sizes = value.args
+            numbers = [evaluate(size.value, symbols) for size in sizes]
+            plan = pyvm.get_global_func("pyvm.builtin.plan_arena")
+            plans[binding.var] = tuple(plan(pyvm.Shape(table.values), *numbers))
+        elif isinstance(binding, MatchCast) and binding.value in plans:
+            assert isinstance(binding.struct_info, ShapeStructInfo) and binding.struct_info.values is not None
+            planned = zip(binding.struct_info.values, plans[binding.value], strict=True)
+            symbols = {**symbols, **{symbol.name: number for symbol, number in planned if isinstance(symbol, SymVar)}}
+    return symbols
 
 
 def _paths(seq: SeqExpr) -> Iterator[list[Step]]:
@@ -125,8 +161,9 @@ def _place(var: Var | None, value: Expr, symbols: dict[str, int]) -> Memory:
     nbytes = dtype_bytes(info.dtype)
     for dim in info.shape:
         nbytes *= evaluate(dim, symbols)
-    assert offset.value % 64 == 0, f"{var.name} lies at {offset.value}"
-    return Memory(var.name, storage, offset.value, offset.value + nbytes)
+    begin = evaluate(offset.value, symbols)
+    assert begin % 64 == 0, f"{var.name} lies at {begin}"
+    return Memory(var.name, storage, begin, begin + nbytes)
 
 
 def arena_bytes_of(function: Function) -> int:

@@ -50,11 +50,14 @@ def _filler(op: Op, call: Call) -> Callable[..., None]:
     return fill
 
 
-def lower_onto_numpy(module: IRModule, check: bool = True) -> tuple[IRModule, dict[str, Callable[..., Any]]]:
+def lower_onto_numpy(
+    module: IRModule, check: bool = True, after_each: Callable[[int, str, IRModule], None] | None = None
+) -> tuple[IRModule, dict[str, Callable[..., Any]]]:
     """The module after the whole pipeline, and the functions it calls."""
     functions: dict[str, Callable[..., Any]] = {}
 
     def legalize_onto_numpy(module: IRModule) -> IRModule:
         return NumpyLegalizer(module, functions).run()
 
-    return run_passes(module, [*OPTIMIZE, legalize_onto_numpy, *LOWER[1:]], check=check), functions
+    passes = [*OPTIMIZE, legalize_onto_numpy, *LOWER[1:]]
+    return run_passes(module, passes, after_each, check=check), functions

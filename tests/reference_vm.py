@@ -307,6 +307,24 @@ def tensor_scalar(x):
     return int(x.reshape(-1)[0])
 
 
+def plan_arena(table, *sizes):
+    """The lowest place for each buffer, in order, where it meets none that is needed at the same time."""
+    placed: list[tuple[int, int, int, int]] = []
+    for begin, end, which in zip(table[::3], table[1::3], table[2::3], strict=True):
+        require(0 <= which < len(sizes), IndexError, f"plan_arena: size {which} of {len(sizes)}")
+        size = -(-max(sizes[which], 0) // 64) * 64
+        rivals = [(low, high) for first, last, low, high in placed if first <= end and last >= begin]
+        starts = sorted({0, *(high for _, high in rivals)})
+        low = next(s for s in starts if all(s + size <= b or e <= s for b, e in rivals))
+        placed.append((begin, end, low, low + size))
+    return Shape([max((high for *_, high in placed), default=0), *(low for _, _, low, _ in placed)])
+
+
+def check_upper_bound(heap, index, bound, name, context):
+    value = heap[slot(heap, index)]
+    require(value <= bound, ValueError, f"{context}{name} is {value}, above its declared upper bound of {bound}")
+
+
 def store_dim(heap, index, value):
     heap[slot(heap, index)] = value
 
@@ -314,6 +332,8 @@ def store_dim(heap, index, value):
 BUILTINS.update(
     {
         "pyvm.builtin.eval_shape_expr": eval_shape_expr,
+        "pyvm.builtin.plan_arena": plan_arena,
+        "pyvm.builtin.check_upper_bound": check_upper_bound,
         "pyvm.builtin.tensor_scalar": tensor_scalar,
         "pyvm.builtin.store_dim": store_dim,
         "pyvm.builtin.shape_to_tensor": lambda shape: np.array(shape, np.int64),

@@ -7,6 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
+from vmcore.arena cimport b_check_upper_bound, b_plan_arena
 from vmcore.loop cimport call_nested, in_native, new_storage
 from vmcore.objects cimport (
     VM_MAX_NDIM, ClosureObj, ShapeObj, array_new, closure_new, shape_new, tensor_new, tensor_set_shape, value_kind_name,
@@ -1053,7 +1054,7 @@ cdef int b_call_tir_dyn(void* self, const Value* args, int32_t n_args, Value* re
 # ---- table -----------------------------------------------------------------------------------------------------------
 
 cdef Allocator* _shared_allocator = NULL
-cdef KernelEntry[36] _table
+cdef KernelEntry[40] _table
 cdef int _n_entries = 0
 
 
@@ -1121,6 +1122,8 @@ add("vm.builtin.make_closure", b_make_closure)
 add("vm.builtin.invoke_closure", b_invoke_closure)
 add("vm.builtin.call_tir_dyn", b_call_tir_dyn)
 add("pyvm.builtin.eval_shape_expr", b_eval_shape_expr)
+add("pyvm.builtin.plan_arena", b_plan_arena)
+add("pyvm.builtin.check_upper_bound", b_check_upper_bound)
 add("pyvm.builtin.tensor_scalar", b_tensor_scalar)
 add("pyvm.builtin.store_dim", b_store_dim)
 add("pyvm.builtin.shape_to_tensor", b_shape_to_tensor)

@@ -73,13 +73,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         executable.save(output)
     weights = [constant for constant in executable.constants if isinstance(constant, np.ndarray)]
-    arenas = [int(value) for key, value in executable.metadata.items() if key.startswith("arena_bytes:")]
+    arenas = executable.arenas()
+    arena_bytes = sum(arena for arena in arenas.values() if isinstance(arena, int))
+    symbolic = "".join(f" + {arena}" for arena in arenas.values() if isinstance(arena, str))
     print(f"{args.model} -> {output} ({bytes_text(output.stat().st_size)})")
     for name, signature in executable.signatures.items():
         print(f"  {name}{signature}")
     print(f"  instructions  {len(executable.instr_offset)}")
     print(f"  constants     {len(weights)} tensors, {bytes_text(sum(weight.nbytes for weight in weights))}")
-    print(f"  arena         {bytes_text(sum(arenas))} per call, for tensors of fixed size inside the functions")
+    print(f"  arena         {bytes_text(arena_bytes)}{symbolic} per call, for tensors inside the functions")
     print(f"  compile time  {seconds_text(elapsed)}")
     if args.dump is not None:
         print(f"  dump          {args.dump} ({len(list(args.dump.iterdir()))} files)")

@@ -70,8 +70,9 @@ def generate(module: IRModule, signatures: dict[str, Signature] | None = None) -
     for name, signature in (signatures or {}).items():
         builder.set_signature(name, signature)
     for name, function in module.functions.items():
-        if "arena_bytes" in function.attrs:
-            builder.set_metadata(f"arena_bytes:{name}", str(function.attrs["arena_bytes"]))
+        for fact in ("arena_bytes", "live_bytes", "tensor_bytes"):
+            if fact in function.attrs:
+                builder.set_metadata(f"{fact}:{name}", str(function.attrs[fact]))
     return builder.get()
 
 

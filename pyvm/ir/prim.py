@@ -350,25 +350,31 @@ def sym_max(a: Prim, b: Prim) -> Prim:
 Bounds = tuple[int | None, int | None]
 
 
-def bounds(value: Prim) -> Bounds:
-    """The smallest and largest possible value, None where unbounded. A dimension lies in 0 .. 2**63-1."""
+def bounds(value: Prim, limits: Mapping[str, int] | None = None) -> Bounds:
+    """The smallest and largest possible value, None where unbounded. A dimension lies in 0 .. 2**63-1.
+
+    `limits` gives the largest values of some symbols, by name.
+    """
     if isinstance(value, int):
         return value, value
     if isinstance(value, SymVar):
+        upper = (limits or {}).get(value.name)
+        if upper is not None:
+            return (0 if value.nonnegative else None), upper
         return (0, _INT64_MAX) if value.nonnegative else (None, None)
     if isinstance(value, FloorMod):
         if isinstance(value.b, int):
             return (0, value.b - 1) if value.b > 0 else (value.b + 1, 0)
         return None, None
     if isinstance(value, FloorDiv):
-        lower, upper = bounds(value.a)
+        lower, upper = bounds(value.a, limits)
         if isinstance(value.b, int):  # canonical: positive
             return (None if lower is None else lower // value.b), (None if upper is None else upper // value.b)
-        if lower is not None and lower >= 0 and (bounds(value.b)[0] or -1) >= 0:
+        if lower is not None and lower >= 0 and (bounds(value.b, limits)[0] or -1) >= 0:
             return 0, upper
-        return (0, None) if lower is not None and lower >= 0 and bounds(value.b)[0] == 0 else (None, None)
+        return (0, None) if lower is not None and lower >= 0 and bounds(value.b, limits)[0] == 0 else (None, None)
     if isinstance(value, Extremum):
-        lows, highs = zip(*(bounds(arg) for arg in value.args), strict=True)
+        lows, highs = zip(*(bounds(arg, limits) for arg in value.args), strict=True)
         known_lows = [low for low in lows if low is not None]
         known_highs = [high for high in highs if high is not None]
         if value.kind == "min":
@@ -384,7 +390,7 @@ def bounds(value: Prim) -> Bounds:
     total_low: int | None = 0
     total_high: int | None = 0
     for mono, coeff in value.terms.items():
-        low, high = _mono_bounds(mono)
+        low, high = _mono_bounds(mono, limits)
         if coeff < 0:
             low, high = high, low
         total_low = None if low is None or total_low is None else total_low + coeff * low
@@ -392,11 +398,11 @@ def bounds(value: Prim) -> Bounds:
     return total_low, total_high
 
 
-def _mono_bounds(mono: Monomial) -> Bounds:
+def _mono_bounds(mono: Monomial, limits: Mapping[str, int] | None) -> Bounds:
     low: int | None = 1
     high: int | None = 1
     for atom, power in mono:
-        atom_low, atom_high = bounds(atom)
+        atom_low, atom_high = bounds(atom, limits)
         if atom_low is None or atom_low < 0:
             if len(mono) == 1 and power == 1:
                 return atom_low, atom_high

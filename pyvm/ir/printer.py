@@ -116,7 +116,7 @@ class _Printer:
         for param in function.params:
             self._names[param] = param.name
             self._taken[param.name] = 1
-        signed = sorted({symbol.name for symbol in _symbols_of(function) if not symbol.nonnegative})
+        signed = sorted({symbol.name for symbol in function_symbols(function) if not symbol.nonnegative})
         if signed:
             self.lines.append(f"@signed({', '.join(signed)})")
         self._definition(quoted_name(name), function, 0, "")
@@ -281,7 +281,7 @@ def _leaves(value: Expr) -> tuple[Expr, ...]:
     return (value.tuple,) if isinstance(value, TupleGetItem) else (value,)
 
 
-def _symbols_of(function: Function) -> Iterator[SymVar]:
+def function_symbols(function: Function) -> Iterator[SymVar]:
     """All symbols that a function mentions, as often as it does."""
     yield from _symbols_of_attr(tuple(function.attrs.values()))
     for info in (*(param.struct_info for param in function.params), function.ret_struct_info):
@@ -301,7 +301,7 @@ def _symbols_of_sequence(seq: SeqExpr) -> Iterator[SymVar]:
             yield from _symbols_of_sequence(value.true_branch)
             yield from _symbols_of_sequence(value.false_branch)
         elif isinstance(value, Function):
-            yield from _symbols_of(value)
+            yield from function_symbols(value)
         else:
             yield from _symbols_of_value(value)
 

@@ -41,7 +41,7 @@ from pyvm.ir.rules import defined_symbols
 from pyvm.ir.struct_info import erase_unknown
 from vmcore.errors import LoweringError
 
-from .lowered import extern_call
+from .lowered import CHECK_UPPER_BOUND, extern_call, upper_bounds
 from .rewriter import Rewriter
 
 # How match_shape, make_shape and their kin read a (code, register) pair.
@@ -77,6 +77,8 @@ class _LowerShapes(Rewriter):
         self._heap: Var | None = None
         params = module[name].params
         self._param_symbols = frozenset(symbol for param in params for symbol in defined_symbols(param.struct_info))
+        self._upper_bounds = upper_bounds(module, module[name])
+        self._unchecked: list[SymVar] = []  # symbols with an upper bound, stored but not compared with it yet
 
     def run_function(self) -> Function:
         """The function without symbols."""
@@ -230,13 +232,23 @@ class _LowerShapes(Rewriter):
         for index, param in enumerate(params):
             context = self._context(f"param[{index}]", param, param.struct_info)
             self._check_kind(param, param.struct_info, context, later, trusted=None)
+            self._check_bounds(context)
         # Sizes computed from symbols can be compared only when all parameters have stored theirs.
         self._compare_computed(later)
 
     def _match(self, value: Expr, info: StructInfo, context: StringImm) -> None:
         later: list[tuple[Expr, StructInfo, StringImm]] = []
         self._check_kind(value, info, context, later, trusted=value.struct_info)
+        self._check_bounds(context)
         self._compare_computed(later)
+
+    def _check_bounds(self, context: StringImm) -> None:
+        """Emits the comparison of symbols just stored with their upper bounds: memory was planned with these."""
+        for symbol in self._unchecked:
+            pair = PrimValue(self._slots[symbol]), PrimValue(self._upper_bounds[symbol.name])
+            args = (self._heap_operand(), *pair, StringImm(symbol.name), context)
+            self._emit(CHECK_UPPER_BOUND, args, "_", None)
+        self._unchecked.clear()
 
     def _compare_computed(self, later: list[tuple[Expr, StructInfo, StringImm]]) -> None:
         for value, info, context in later:
@@ -360,6 +372,8 @@ class _LowerShapes(Rewriter):
         if symbol in self._stored:
             return _CODE_EQUALS_HEAP, slot
         self._stored[symbol] = True
+        if symbol.name in self._upper_bounds:
+            self._unchecked.append(symbol)
         return _CODE_HEAP, slot
 
     # --- helpers

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
+import math
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from pyvm.ir import (
     Binding,
@@ -15,6 +13,8 @@ from pyvm.ir import (
     Function,
     If,
     IRModule,
+    MatchCast,
+    Poly,
     Prim,
     PrimStructInfo,
     PrimValue,
@@ -22,11 +22,16 @@ from pyvm.ir import (
     ShapeExpr,
     ShapeStructInfo,
     StringImm,
+    SymVar,
     TensorStructInfo,
     Var,
     VarBinding,
+    bounds,
     dtype_bytes,
+    free_vars,
 )
+from pyvm.ir.rules import defined_symbols
+from vmcore.arena import MAX_BUFFERS
 
 from .lowered import (
     ALLOC_STORAGE,
@@ -37,14 +42,17 @@ from .lowered import (
     CONCAT,
     DESTINATIONS,
     INPLACE,
+    PLAN_ARENA,
     RESHAPE,
     extern_call,
     extern_name,
+    upper_bounds,
 )
+from .packing import ALIGNMENT_BYTES, aligned, most_alive, pack
 from .rewriter import Rewriter, operands
 
-ALIGNMENT_BYTES = 64
-_MAX_GREEDY_BUFFERS = 2048
+# An arena of c * n bytes may be this much larger for having its parts aligned for every n.
+_MAX_SCALED_WASTE = 1.02
 
 _Bases = frozenset["_Buffer"]
 _NOTHING: _Bases = frozenset()
@@ -53,15 +61,54 @@ _NOTHING: _Bases = frozenset()
 def plan_memory(module: IRModule) -> IRModule:
     """Every tensor has a storage; tensors that are alive at the same time never overlap.
 
-    Tensors of known size that stay inside their function lie in one arena per call, at 64-byte aligned offsets; its
-    size is the function attribute "arena_bytes" (and "tensor_bytes" what it would take without sharing). Tensors of
-    symbolic size get storages at run time; one is used again when the size is provably equal. Tensors that leave the
-    function, or reach a callee that may keep them, have a storage of their own. Where a kernel may work in place and
-    its input dies, the input is passed as the output too. A concatenation of tensors that lie one after the other
-    (nothing but ones before the axis) is not computed: its inputs are made where its output lies.
+    Tensors that stay inside their function lie in one arena per call, at 64-byte aligned offsets. Where all sizes are
+    known, or have an upper bound (attribute "upper_bounds" of the module or the function), it has a fixed size. Where
+    all symbolic sizes are multiples of one product (c * batch), so are offsets and the size of the arena. Otherwise the
+    function plans its arena when it runs, from the sizes that it then knows. Tensors whose size depends on symbols that
+    a match_cast defines, or on what only one branch may afford, have an arena of their own there.
+
+    Tensors that leave the function, or reach a callee that may keep them, have a storage of their own. Where a kernel
+    may work in place and its input dies, the input is passed as the output too. A concatenation of tensors that lie
+    one after the other (nothing but ones before the axis) is not computed: its inputs are made where its output lies.
+
+    Function attributes: "arena_bytes", of its one arena (text if symbolic); "live_bytes", the most bytes of tensors of
+    known size that are ever needed at once, below which no arena can be; "tensor_bytes", what these tensors would take
+    without sharing.
     """
-    functions = {name: _PlanFunction(function).run() for name, function in module.functions.items()}
+    functions = {name: _PlanFunction(module, function).run() for name, function in module.functions.items()}
     return IRModule(functions, module.attrs)
+
+
+@dataclass(eq=False)
+class _Arena:
+    """One allocation for many buffers."""
+
+    size: Prim
+    # Planned at run time, see pyvm.builtin.plan_arena: its arguments, and the symbols for what it returns.
+    table: tuple[int, ...] = ()
+    sizes: tuple[Prim, ...] = ()
+    results: tuple[SymVar, ...] = ()
+    var: Var | None = None
+
+
+@dataclass(eq=False)
+class _Site:
+    """Where an arena can be allocated: the start of a sequence, or after a match_cast that gives symbols a value."""
+
+    anchor: SeqExpr | Binding
+    known: frozenset[SymVar]
+    before: _Site | None  # the one before it in its sequence
+    outer: _Site | None  # the last one before this sequence in the enclosing one
+    certain: dict[Prim, None] = field(default_factory=dict)  # symbolic sizes that every path from here allocates
+    buffers: list[_Buffer] = field(default_factory=list)
+    arenas: list[_Arena] = field(default_factory=list)
+
+    def sequence(self) -> list[_Site]:
+        """The sites of its sequence up to this one."""
+        sites = [self]
+        while sites[-1].before is not None:
+            sites.append(sites[-1].before)
+        return sites[::-1]
 
 
 @dataclass(eq=False)
@@ -76,21 +123,29 @@ class _Buffer:
     begin: int
     end: int
     nbytes: Prim
+    limit: int | None = None  # the most bytes that it can have, where that is known
+    site: _Site | None = None  # the first place of its sequence where its size is known
     escapes: bool = False
     merged_into: _Buffer | None = None
-    shift: int = 0  # with merged_into: bytes from its start to ours
+    shift: Prim = 0  # with merged_into: bytes from its start to ours
     same_as: Var | None = None  # with merged_into: the variable that this tensor can simply be
-    offset: int = -1
-    storage: _Storage | None = None
+    arena: _Arena | None = None
+    offset: Prim = 0
+    storage: Var | None = None  # of its own, where it is in no arena
 
-    def locate(self) -> tuple[_Buffer, int]:
+    def locate(self) -> tuple[_Buffer, Prim]:
         """The buffer that this one is part of in the end, and the position in it."""
-        buffer, shift = self, 0
+        buffer, shift = self, self.shift
+        if self.merged_into is None:
+            return self, 0
+        chain = []
         while buffer.merged_into is not None:
-            shift += buffer.shift
+            chain.append(buffer)
             buffer = buffer.merged_into
-        if buffer is not self:
-            self.merged_into, self.shift = buffer, shift  # so that long chains are walked once
+        shift = 0
+        for part in reversed(chain):  # so that long chains are walked once
+            shift = part.shift + shift
+            part.merged_into, part.shift = buffer, shift
         return buffer, shift
 
     def root(self) -> _Buffer:
@@ -101,15 +156,6 @@ class _Buffer:
         return self.locate() == (root, 0) and self.nbytes == root.nbytes
 
 
-@dataclass(eq=False)
-class _Storage:
-    """A storage that is allocated while the function runs."""
-
-    var: Var
-    nbytes: Prim
-    in_scope: bool = True
-
-
 @dataclass
 class _Facts:
     """What the first walk finds out."""
@@ -118,39 +164,78 @@ class _Facts:
     buffers: dict[Var, _Buffer] = field(default_factory=dict)  # an allocated tensor -> its memory
     mergers: list[tuple[int, Call]] = field(default_factory=list)  # calls that may work in place, concatenations
     joined: set[Expr] = field(default_factory=set)  # concatenations that need no call
+    sites: dict[SeqExpr | Binding, _Site] = field(default_factory=dict)
+    needed: dict[_Buffer, list[int]] = field(default_factory=dict)  # from and to when it holds what nothing else does
 
 
 class _PlanFunction:
-    def __init__(self, function: Function) -> None:
+    def __init__(self, module: IRModule, function: Function) -> None:
         self.function = function
         self.facts = _Facts()
         self.position = 0
+        self.limits = upper_bounds(module, function)
+        self.site: _Site | None = None  # the last one before the current binding in its sequence
         # Memory of others: parameters, constants, what a callee returns. It escapes, so nothing takes it over; a value
         # that may lie here or in a buffer of ours (the value of an If) has both.
         self.foreign: _Bases = frozenset((_Buffer(TensorStructInfo(), 0, 0, 0, escapes=True),))
 
     def run(self) -> Function:
         facts = self.facts
-        self._scan(self.function.body)
+        params = self.function.params
+        self._scan(self.function.body, frozenset(s for param in params for s in defined_symbols(param.struct_info)))
         self._escape(self.function.body.body)
+        facts.needed = {buffer: [buffer.begin, buffer.end] for buffer in facts.buffers.values()}
         for position, call in facts.mergers:
             if INPLACE in call.attrs:
                 self._hand_over(position, call)
             else:
-                self._join(call)
-        buffers = list(facts.buffers.values())
-        static = [b for b in buffers if b.merged_into is None and not b.escapes and isinstance(b.nbytes, int)]
-        arena_bytes = place_buffers(static)
-        tensor_bytes = sum(_aligned(b.nbytes) for b in buffers if isinstance(b.nbytes, int) and not b.root().escapes)
-        planned = _EmitPlan(self.function, facts, arena_bytes).run_function()
-        attrs = {**self.function.attrs, "arena_bytes": arena_bytes, "tensor_bytes": tensor_bytes}
+                self._join(position, call)
+        kept = [b for b in facts.buffers.values() if not b.root().escapes]
+        for buffer in kept:
+            if buffer.merged_into is None:
+                site = self._site_of(buffer)
+                if site is not None:
+                    site.buffers.append(buffer)
+        prefix = "arena"
+        while any(symbol.name.startswith(prefix) for site in facts.sites.values() for symbol in site.known):
+            prefix += "_"
+        for number, site in enumerate(facts.sites.values()):
+            _place_site(site, f"{prefix}{number or ''}")
+        planned = _EmitPlan(self.function, facts).run_function()
+        attrs = {**self.function.attrs, **self._sizes(kept)}
         return Function(planned.params, planned.body, planned.ret_struct_info, attrs)
+
+    def _sizes(self, kept: list[_Buffer]) -> dict[str, int | str]:
+        """Function attributes about the memory of tensors that stay inside the function."""
+        size: Prim = sum(arena.size for arena in self.facts.sites[self.function.body].arenas)
+        planned_later = any(arena.table for site in self.facts.sites.values() for arena in site.arenas)
+        begins, ends, sizes = [], [], []
+        for buffer in kept:
+            first, last = self.facts.needed[buffer]
+            if buffer.limit is not None and first <= last:
+                begins.append(first)
+                ends.append(last)
+                sizes.append(buffer.limit)
+        text = "planned at run time" if planned_later else f"{size} bytes"
+        return {
+            "arena_bytes": size if isinstance(size, int) and not planned_later else text,
+            "live_bytes": most_alive(begins, ends, sizes),
+            "tensor_bytes": sum(aligned(buffer.limit) for buffer in kept if buffer.limit is not None),
+        }
 
     # --- who is alive when, and what may share memory with what
 
-    def _scan(self, seq: SeqExpr) -> None:
+    def _scan(self, seq: SeqExpr, params: frozenset[SymVar] = frozenset()) -> None:
+        outer = self.site
+        self.site = self.facts.sites[seq] = _Site(seq, params if outer is None else outer.known, None, outer)
         for binding in seq.bindings():
             self._scan_binding(binding)
+            if isinstance(binding, MatchCast):
+                symbols = frozenset(defined_symbols(binding.struct_info))
+                if not symbols <= self.site.known:
+                    self.site = _Site(binding, self.site.known | symbols, self.site, outer)
+                    self.facts.sites[binding] = self.site
+        self.site = outer
 
     def _scan_binding(self, binding: Binding) -> None:
         facts, value = self.facts, binding.value
@@ -175,7 +260,14 @@ class _PlanFunction:
         if name == ALLOC_TENSOR:
             info = binding.var.struct_info
             assert isinstance(info, TensorStructInfo)
-            buffer = _Buffer(info, position, position, tensor_bytes(info))
+            nbytes = tensor_bytes(info)
+            buffer = _Buffer(info, position, position, nbytes, self._limit(nbytes))
+            if buffer.limit is None:
+                assert self.site is not None
+                needs = free_vars(nbytes)
+                buffer.site = next((site for site in self.site.sequence() if needs <= site.known), None)
+                if buffer.site is not None:
+                    buffer.site.certain[nbytes] = None
             facts.buffers[binding.var] = buffer
             facts.bases[binding.var] = frozenset((buffer,))
             return
@@ -238,21 +330,22 @@ class _PlanFunction:
                 if any(base.root() is root for base in self._bases_of(arg))
             )
             if fits and donor.nbytes == out.nbytes:
+                self.facts.needed[donor][1] = out.begin - 1
                 out.merged_into = donor
                 out.same_as = inputs[index]  # type: ignore[assignment]
                 root.end = out.end
                 root.escapes = out.escapes  # a result of the function is then made in its own storage all along
                 return
 
-    def _join(self, call: Call) -> None:
+    def _join(self, position: int, call: Call) -> None:
         """Puts the inputs of a concatenation where its output is, if they lie in memory as they lie in the output."""
         *inputs, axis, destination = call.args
         out = self.facts.buffers[destination]  # type: ignore[index]
         assert isinstance(axis, PrimValue) and isinstance(axis.value, int) and out.info.shape is not None
         if any(dim != 1 for dim in out.info.shape[: axis.value]):
             return
-        parts: dict[_Buffer, int] = {}
-        shift = 0
+        parts: dict[_Buffer, Prim] = {}
+        shift: Prim = 0
         for arg in inputs:
             bases = self._bases_of(arg)
             if len(bases) != 1:
@@ -263,17 +356,50 @@ class _PlanFunction:
                 return
             info = arg.struct_info
             assert isinstance(info, TensorStructInfo)
-            if not isinstance(base.nbytes, int) or tensor_bytes(info) != base.nbytes or shift % ALIGNMENT_BYTES:
+            if tensor_bytes(info) != base.nbytes or not _is_aligned(shift):
                 return
+            if not (isinstance(base.nbytes, int) and isinstance(out.nbytes, int)) and root.site is not out.site:
+                return  # the place for the whole must be there when its parts are made
             parts[root] = shift
-            shift += base.nbytes
+            shift = shift + base.nbytes
         if shift != out.nbytes:
             return
-        for root, position in parts.items():
-            root.merged_into, root.shift = out, position
+        for root, start in parts.items():
+            root.merged_into, root.shift = out, start
+            self.facts.needed[root][1] = min(self.facts.needed[root][1], position)
             out.begin = min(out.begin, root.begin)
             out.end = max(out.end, root.end)
+        self.facts.needed[out][0] = position + 1
         self.facts.joined.add(call)
+
+    # --- in which arena
+
+    def _limit(self, nbytes: Prim) -> int | None:
+        """The most that a size can be, if it is a number or all its symbols have declared upper bounds."""
+        if isinstance(nbytes, int):
+            return nbytes
+        if all(symbol.name in self.limits for symbol in free_vars(nbytes)):
+            return bounds(nbytes, self.limits)[1]
+        return None
+
+    def _site_of(self, buffer: _Buffer) -> _Site | None:
+        """Where the arena of a buffer is allocated; None if its size is known only where it is needed.
+
+        What a branch needs may be more than there is, on inputs that never take it: it goes into an arena outside only
+        if it is no larger than a buffer there that every path needs.
+        """
+        if buffer.limit is not None:
+            return self.facts.sites[self.function.body]
+        found = buffer.site
+        outer = None if found is None else found.outer
+        needs = free_vars(buffer.nbytes)
+        while outer is not None:
+            for site in outer.sequence():
+                if needs <= site.known and any(_is_at_most(buffer.nbytes, certain) for certain in site.certain):
+                    found = site
+                    break
+            outer = outer.outer
+        return found
 
 
 def tensor_bytes(info: TensorStructInfo) -> Prim:
@@ -285,160 +411,124 @@ def tensor_bytes(info: TensorStructInfo) -> Prim:
     return total
 
 
-def _aligned(nbytes: Prim) -> int:
-    """`nbytes` up to the next alignment boundary; an empty tensor takes one unit, so that it has an address."""
-    assert isinstance(nbytes, int)
-    return max(-(-nbytes // ALIGNMENT_BYTES), 1) * ALIGNMENT_BYTES
+def _is_aligned(position: Prim) -> bool:
+    """Whether a position is on an alignment boundary whatever its symbols are."""
+    if isinstance(position, int):
+        return position % ALIGNMENT_BYTES == 0
+    return isinstance(position, Poly) and all(coeff % ALIGNMENT_BYTES == 0 for coeff in position.terms.values())
 
 
-def place_buffers(buffers: list[_Buffer]) -> int:
-    """Gives each buffer an offset so that buffers alive at the same time do not overlap; returns the size of all.
-
-    Best fit in order of time always; for functions that are not very long, largest first too, whichever is smaller.
-    """
-    if not buffers:
-        return 0
-    begins = [b.begin for b in buffers]
-    ends = [b.end for b in buffers]
-    sizes = [_aligned(b.nbytes) for b in buffers]
-    offsets, total = best_fit(begins, ends, sizes)
-    if len(buffers) <= _MAX_GREEDY_BUFFERS:
-        by_size, by_size_total = largest_first(begins, ends, sizes)
-        if by_size_total < total:
-            offsets, total = by_size, by_size_total
-    for buffer, offset in zip(buffers, offsets, strict=True):
-        buffer.offset = offset
-    return total
+def _is_at_most(a: Prim, b: Prim) -> bool:
+    """Whether a <= b is certain."""
+    lower = bounds(b - a)[0]
+    return lower is not None and lower >= 0
 
 
-def best_fit(begins: list[int], ends: list[int], sizes: list[int]) -> tuple[list[int], int]:
-    """Offsets as an allocator would give them: at each begin the smallest free gap that fits, else the end grows."""
-    offsets = [0] * len(sizes)
-    by_end = sorted(range(len(sizes)), key=lambda i: ends[i])
-    released = 0
-    gaps: list[tuple[int, int]] = []  # (size, offset), sorted
-    starts: dict[int, int] = {}  # offset -> size of a gap
-    stops: dict[int, int] = {}  # end of a gap -> its offset
-    total = 0
-
-    def remove(offset: int) -> int:
-        size = starts.pop(offset)
-        del stops[offset + size]
-        del gaps[bisect.bisect_left(gaps, (size, offset))]
-        return size
-
-    def add(offset: int, size: int) -> None:
-        if offset in stops:
-            before = stops[offset]
-            size += remove(before)
-            offset = before
-        if offset + size in starts:
-            size += remove(offset + size)
-        starts[offset] = size
-        stops[offset + size] = offset
-        bisect.insort(gaps, (size, offset))
-
-    for i in sorted(range(len(sizes)), key=lambda i: begins[i]):
-        while ends[by_end[released]] < begins[i]:
-            done = by_end[released]
-            add(offsets[done], sizes[done])
-            released += 1
-        size = sizes[i]
-        found = bisect.bisect_left(gaps, (size, -1))
-        if found < len(gaps):
-            offset = gaps[found][1]
-            rest = remove(offset) - size
-            if rest:
-                add(offset + size, rest)
-        elif total in stops:  # the last gap touches the end: grow it
-            offset = stops[total]
-            remove(offset)
-            total = offset + size
-        else:
-            offset = total
-            total += size
-        offsets[i] = offset
-    return offsets, total
+def _place_site(site: _Site, prefix: str) -> None:
+    """Plans the arena of a site; a buffer of symbolic size that is the only one there gets a storage of its own."""
+    fixed = [buffer for buffer in site.buffers if buffer.limit is not None]
+    free = [buffer for buffer in site.buffers if buffer.limit is None]
+    if len(free) == 1:
+        free = []
+    if not fixed and not free:
+        return
+    unit = _common_unit(free)
+    if free and unit is None:
+        chosen = {*fixed, *free}
+        buffers = [buffer for buffer in site.buffers if buffer in chosen]
+        for first in range(0, len(buffers), MAX_BUFFERS):
+            _place_later(site, buffers[first : first + MAX_BUFFERS], f"{prefix}_part{first}" if first else prefix)
+        return
+    arena = _Arena(0)
+    site.arenas.append(arena)
+    for buffers, sizes, scale in (
+        (fixed, [buffer.limit or 0 for buffer in fixed], 1),
+        (free, [_content(buffer.nbytes) for buffer in free], 1 if unit is None else unit),
+    ):
+        begins, ends = [buffer.begin for buffer in buffers], [buffer.end for buffer in buffers]
+        offsets, total = pack(begins, ends, list(map(aligned, sizes)))
+        for buffer, offset in zip(buffers, offsets, strict=True):
+            buffer.arena, buffer.offset = arena, arena.size + offset * scale
+        arena.size = arena.size + total * scale
 
 
-def largest_first(begins: list[int], ends: list[int], sizes: list[int]) -> tuple[list[int], int]:
-    """Offsets by decreasing size, each in the lowest gap between those placed before that are alive with it."""
-    n = len(sizes)
-    order = sorted(range(n), key=lambda i: (-sizes[i], begins[i]))
-    placed_begin = np.empty(n, np.int64)
-    placed_end = np.empty(n, np.int64)
-    placed_offset = np.empty(n, np.int64)
-    placed_stop = np.empty(n, np.int64)
-    offsets = [0] * n
-    total = 0
-    for count, i in enumerate(order):
-        alive = np.flatnonzero((placed_begin[:count] <= ends[i]) & (placed_end[:count] >= begins[i]))
-        offset = 0
-        if alive.size:
-            starts = placed_offset[alive]
-            rank = np.argsort(starts, kind="stable")
-            for start, stop in zip(starts[rank].tolist(), placed_stop[alive][rank].tolist(), strict=True):
-                if start - offset >= sizes[i]:
-                    break
-                offset = max(offset, stop)
-        placed_begin[count], placed_end[count] = begins[i], ends[i]
-        placed_offset[count], placed_stop[count] = offset, offset + sizes[i]
-        offsets[i] = offset
-        total = max(total, offset + sizes[i])
-    return offsets, total
+def _content(value: Prim) -> int:
+    """The largest number that divides every coefficient of an expression."""
+    return math.gcd(*value.terms.values()) if isinstance(value, Poly) else 1
+
+
+def _common_unit(buffers: list[_Buffer]) -> Prim | None:
+    """The expression of which every size is a multiple, if alignment costs little for each value of it."""
+    units = {buffer.nbytes // _content(buffer.nbytes) for buffer in buffers}
+    if len(units) != 1:
+        return None
+    (unit,) = units
+    lower = bounds(unit)[0]
+    sizes = [_content(buffer.nbytes) for buffer in buffers]
+    waste = sum(map(aligned, sizes)) / sum(sizes)
+    return unit if lower is not None and lower >= 0 and waste <= _MAX_SCALED_WASTE else None
+
+
+def _place_later(site: _Site, buffers: list[_Buffer], prefix: str) -> None:
+    """Lets the function plan the arena of these buffers when it runs."""
+    sizes: dict[Prim, int] = {}
+    table: list[int] = []
+    offsets: list[SymVar] = []
+    total = SymVar(f"{prefix}_bytes")
+    arena = _Arena(total)
+    # The planner wants them in order of time.
+    for buffer in sorted(buffers, key=lambda buffer: buffer.begin):
+        nbytes = buffer.nbytes if buffer.limit is None else buffer.limit
+        table += (buffer.begin, buffer.end, sizes.setdefault(nbytes, len(sizes)))
+        offsets.append(SymVar(f"{prefix}_{len(offsets)}"))
+        buffer.arena, buffer.offset = arena, offsets[-1]
+    arena.table, arena.sizes, arena.results = tuple(table), tuple(sizes), (total, *offsets)
+    site.arenas.append(arena)
 
 
 class _EmitPlan(Rewriter):
     """The second walk: writes the allocations."""
 
-    def __init__(self, function: Function, facts: _Facts, arena_bytes: int) -> None:
+    def __init__(self, function: Function, facts: _Facts) -> None:
         super().__init__(IRModule({"planned": function}))
+        self._function = function
         self._facts = facts
-        self._arena_bytes = arena_bytes
-        self._arena: Var | None = None
-        self._position = 0
-        self._free: dict[Prim, list[_Storage]] = {}
-        self._ends: dict[int, list[_Buffer]] = {}
-        self._scopes: list[list[_Storage]] = []
-        for buffer in facts.buffers.values():
-            if buffer.merged_into is None and not buffer.escapes and not isinstance(buffer.nbytes, int):
-                self._ends.setdefault(buffer.end, []).append(buffer)
+        self._entry: list[_Arena] = []  # to be allocated before the next binding
+        self._in_body = True
 
     def run_function(self) -> Function:
         """The function with every allocation written out."""
         return self.run().functions["planned"]
 
     def rewrite_sequence(self, seq: SeqExpr) -> SeqExpr:
-        self._scopes.append([])
+        self._entry, in_body = self._facts.sites[seq].arenas, self._in_body
+        self._in_body = seq is self._function.body
         result = super().rewrite_sequence(seq)
-        for storage in self._scopes.pop():
-            storage.in_scope = False
+        self._entry, self._in_body = [], in_body
         return result
 
     def visit(self, binding: Binding) -> None:
-        if self._arena is None and self._arena_bytes and len(self._scopes) == 1:
-            arena_shape = ShapeExpr((self._arena_bytes,))
-            self._arena = self._storage("arena", arena_shape, DataTypeImm("uint8"), {ARENA: True})
-        if isinstance(binding.value, If):
-            self._release(self._position)
-            self._position += 1
-            super().visit(binding)
-            self._release(self._position)
-            self._position += 1
-            return
-        position = self._position
-        self._position += 1
+        arenas, self._entry = self._entry, []
+        for arena in arenas:
+            self._allocate_arena(arena, lasting=self._in_body)
         if extern_name(binding.value) == ALLOC_TENSOR:
             self._allocate(binding)
         elif binding.value not in self._facts.joined:
             super().visit(binding)
-        self._release(position)
+        if isinstance(binding, MatchCast) and binding in self._facts.sites:
+            for arena in self._facts.sites[binding].arenas:
+                self._allocate_arena(arena, lasting=False)
 
-    def _release(self, position: int) -> None:
-        for buffer in self._ends.get(position, ()):
-            storage = buffer.storage
-            if storage is not None and storage.in_scope:
-                self._free.setdefault(storage.nbytes, []).append(storage)
+    def _allocate_arena(self, arena: _Arena, lasting: bool) -> None:
+        if arena.table:
+            args = (ShapeExpr(arena.table), *(PrimValue(size) for size in arena.sizes))
+            call = extern_call(PLAN_ARENA, args, ShapeStructInfo(ndim=len(arena.results)))
+            plan = Var(self.bb.unique_name("plan"), call.struct_info)
+            self.keep(VarBinding(plan, call))
+            offsets = ShapeStructInfo(arena.results)
+            self.keep(MatchCast(Var("_", offsets), plan, offsets))
+        attrs: dict[str, object] = {ARENA: True} if lasting else {}
+        arena.var = self._storage("arena", ShapeExpr((arena.size,)), DataTypeImm("uint8"), attrs)
 
     def _allocate(self, binding: Binding) -> None:
         value = binding.value
@@ -448,34 +538,18 @@ class _EmitPlan(Rewriter):
             self.replace(binding.var, self.leaf(buffer.same_as))
             return
         root, shift = buffer.locate()
-        offset = shift
-        if root.offset >= 0:
-            assert self._arena is not None
-            storage, offset = self._arena, root.offset + shift
+        if root.arena is not None:
+            storage = root.arena.var
         else:
             if root.storage is None:
-                known = None if root.escapes else self._reuse(root.nbytes)
-                root.storage = known or self._new_storage(root)
-            storage = root.storage.var
+                assert root.info.shape is not None and root.info.dtype is not None
+                # Product of the dims times the bytes of the dtype, so the size needs no expression of its own.
+                root.storage = self._storage("storage", ShapeExpr(root.info.shape), DataTypeImm(root.info.dtype))
+            storage = root.storage
+        assert storage is not None
         shape, dtype = value.args
-        args = (storage, PrimValue(offset), shape, dtype)
+        args = (storage, PrimValue(root.offset + shift), shape, dtype)
         self.bind(binding, extern_call(ALLOC_TENSOR_AT, args, value.struct_info, None, binding.source))
-
-    def _reuse(self, nbytes: Prim) -> _Storage | None:
-        candidates = self._free.get(nbytes, [])
-        while candidates:
-            storage = candidates.pop()
-            if storage.in_scope:
-                return storage
-        return None
-
-    def _new_storage(self, buffer: _Buffer) -> _Storage:
-        assert buffer.info.shape is not None and buffer.info.dtype is not None
-        # Product of the dims times the bytes of the dtype, so the size needs no expression of its own.
-        var = self._storage("storage", ShapeExpr(buffer.info.shape), DataTypeImm(buffer.info.dtype))
-        storage = _Storage(var, buffer.nbytes)
-        self._scopes[-1].append(storage)
-        return storage
 
     def _storage(self, name: str, shape: Expr, dtype: Expr, attrs: dict[str, object] | None = None) -> Var:
         call = extern_call(ALLOC_STORAGE, (shape, PrimValue(0), dtype, StringImm("global")), None, attrs)

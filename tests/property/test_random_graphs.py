@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import ChainMap
+from collections.abc import Iterator
+
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import pyvm
 from pyvm import op
 from pyvm.codegen import generate
 from pyvm.ir import (
@@ -19,16 +24,19 @@ from pyvm.ir import (
     Tuple,
     TupleGetItem,
     Var,
+    call_packed,
 )
 from pyvm.transform import DEFAULT_PIPELINE, run_passes
 from pyvm.vm import VirtualMachine
-from tests.ir_evaluator import run_module
+from tests.ir_evaluator import PACKED, run_module
 from tests.memory_check import check_plan
 from tests.native_kernels import NATIVE
 from tests.numpy_kernels import lower_onto_numpy
 from tests.reference_vm import run
 
 N = SymVar("n")
+SIZES = (0, 1, 2, 7, 64)  # of n; numbers of rows where they are not symbolic: 16
+HALF = "test.random_graphs.half"
 UNARY = ("relu", "neg", "abs", "tanh", "sigmoid", "floor")
 BINARY = ("add", "sub", "mul", "maximum", "minimum")
 
@@ -39,6 +47,7 @@ class Generator:
     def __init__(self, data: st.DataObject) -> None:
         self.data = data
         self.bb = BlockBuilder()
+        self.n_found = 0  # symbols that match_casts have defined
 
     def pick(self, values: list[Expr]) -> Expr:
         return values[self.data.draw(st.integers(0, len(values) - 1), label="operand")]
@@ -65,7 +74,7 @@ class Generator:
 
     def emit_one(self, values: list[Expr], cond: Expr, depth: int) -> Expr:
         bb, x = self.bb, self.pick(values)
-        kind = self.data.draw(st.integers(0, 9 if depth < 2 else 8), label="kind")
+        kind = self.data.draw(st.integers(0, 11 if depth < 2 else 10), label="kind")
         wide = x.struct_info.shape[1] == 3  # type: ignore[union-attr]
         if kind <= 1:
             return bb.emit(getattr(op, self.data.draw(st.sampled_from(UNARY)))(x))
@@ -93,6 +102,19 @@ class Generator:
                 return bb.emit(Call(bb.declare("helper", self.helper_info), [x]))
             pair = bb.emit(Tuple([x, self.pick(values)]))
             return bb.emit(TupleGetItem(pair, self.data.draw(st.integers(0, 1), label="field")))
+        if kind == 9:  # memory that grows with the square of n
+            square = bb.emit(op.matmul(x, bb.emit(op.transpose(x))))
+            square = bb.emit(op.softmax(square, axis=1)) if self.data.draw(st.booleans(), label="soft") else square
+            return bb.emit(op.matmul(square, self.pick(values)))
+        if kind == 10:  # a size that only the data tell
+            self.n_found += 1
+            info = TensorStructInfo((SymVar(f"m{self.n_found}"), *x.struct_info.shape[1:]), "float32")  # type: ignore[union-attr]
+            found = bb.match_cast(bb.emit(call_packed(HALF, x)), info)
+            inner = [found]
+            for _ in range(self.data.draw(st.integers(1, 3), label="inner")):
+                inner.append(bb.emit(op.tanh(self.pick(inner)) if wide else op.add(self.pick(inner), self.pick(inner))))
+            total = bb.emit(op.reduce_sum(self.pick(inner), axes=(0,), keepdims=True))
+            return bb.emit(op.add(x, total))
 
         def branch() -> Expr:
             inner = list(values)
@@ -104,16 +126,32 @@ class Generator:
         return bb.emit_if(cond, branch, branch)
 
 
-def rows_of(module: IRModule) -> int:
-    """Rows to run with: 5 where they are symbolic."""
-    return 16 if module["main"].params[0].struct_info.shape[0] == 16 else 5  # type: ignore[union-attr]
+def is_symbolic(module: IRModule) -> bool:
+    """Whether the number of rows is a symbol."""
+    return module["main"].params[0].struct_info.shape[0] != 16  # type: ignore[union-attr]
 
 
 def arrays_of(rows: int, flag: bool) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(rows)
-    x = rng.standard_normal((rows, 3)).astype(np.float32)
-    y = rng.standard_normal((rows, 1)).astype(np.float32)
+    x = rng.standard_normal((rows, 3)).astype(np.float32) / 4
+    y = rng.standard_normal((rows, 1)).astype(np.float32) / 4
     return {"x": x, "y": y, "c": np.array(flag)}
+
+
+@contextlib.contextmanager
+def half_registered() -> Iterator[None]:
+    """The function whose result only the data tell the size of."""
+
+    def half(x: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(np.asarray(x)[: (len(x) + 1) // 2])
+
+    PACKED[HALF] = half
+    pyvm.register_func(HALF, lambda x: pyvm.tensor(half(x.numpy())), override=True)
+    try:
+        yield
+    finally:
+        del PACKED[HALF]
+        pyvm.remove_global_func(HALF)
 
 
 def assert_same(got: tuple[np.ndarray, ...], expected: list[np.ndarray]) -> None:
@@ -122,29 +160,53 @@ def assert_same(got: tuple[np.ndarray, ...], expected: list[np.ndarray]) -> None
         np.testing.assert_allclose(np.asarray(ours), theirs, rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def check_plans(module: IRModule, sizes: tuple[int, ...], bounded: bool) -> None:
+    """Live buffers never overlap, whatever the sizes; the arena of the bounded plan holds the largest."""
+    for function in module.functions.values():
+        for n in sizes:
+            found = {f"m{k}": (n + 1) // 2 for k in range(1, 200)}
+            check_plan(function, {"n": n, **found})
+        assert not bounded or isinstance(function.attrs["arena_bytes"], int)
+
+
+SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+@settings(SETTINGS, max_examples=120)
 @given(st.data())
 def test_pipeline_computes_what_numpy_computes(data: st.DataObject) -> None:
     module = Generator(data).module()
-    lowered, functions = lower_onto_numpy(module)
-    executable = generate(lowered)
-    executable.verify()
-    for function in lowered.functions.values():
-        check_plan(function, {"n": 5})
-    for flag in (False, True):
-        inputs = arrays_of(rows_of(module), flag)
-        assert_same(run(executable, "main", inputs.values(), functions), run_module(module, inputs))
+    symbolic = is_symbolic(module)
+    bounded = symbolic and data.draw(st.booleans(), label="bounded")
+    if bounded:
+        module = IRModule(module.functions, {"upper_bounds": (("n", 7), *((f"m{k}", 7) for k in range(1, 200)))})
+    sizes = tuple(n for n in SIZES if n <= 7 or not bounded) if symbolic else (16,)
+
+    def look(number: int, name: str, after: IRModule) -> None:
+        if name == "plan_memory":
+            check_plans(after, sizes, bounded)
+
+    with half_registered():
+        lowered, functions = lower_onto_numpy(module, after_each=look)
+        executable = generate(lowered)
+        executable.verify()
+        for rows in (data.draw(st.sampled_from(sizes), label="rows"),):
+            for flag in (False, True):
+                inputs = arrays_of(rows, flag)
+                got = run(executable, "main", inputs.values(), {**functions, **PACKED})
+                assert_same(got, run_module(module, inputs))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(SETTINGS, max_examples=100)
 @given(st.data())
 def test_native_kernels_in_place(data: st.DataObject) -> None:
     """The same with the native kernels, which work in place where the plan lets them, on both machines."""
     module = Generator(data).module()
-    executable = generate(run_passes(module, DEFAULT_PIPELINE, check=True))
-    inputs = arrays_of(rows_of(module), data.draw(st.booleans(), label="flag"))
-    expected = run_module(module, inputs)
-    assert_same(run(executable, "main", inputs.values(), NATIVE), expected)
-    machine = VirtualMachine(executable)
-    for _ in range(2):  # the second call gets memory that the first one used
-        assert_same(machine["main"](*inputs.values()), expected)
+    with half_registered():
+        executable = generate(run_passes(module, DEFAULT_PIPELINE, check=True))
+        machine = VirtualMachine(executable)
+        for rows in SIZES if is_symbolic(module) else (16,):  # each call gets memory that the one before used
+            inputs = arrays_of(rows, data.draw(st.booleans(), label="flag"))
+            expected = run_module(module, inputs)
+            assert_same(run(executable, "main", inputs.values(), ChainMap(PACKED, NATIVE)), expected)
+            assert_same(machine["main"](*inputs.values()), expected)

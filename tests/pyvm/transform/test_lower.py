@@ -35,7 +35,7 @@ from pyvm.transform import (
     plan_memory,
     run_passes,
 )
-from pyvm.transform.plan_memory import best_fit, largest_first
+from pyvm.transform.packing import best_fit, pack
 from tests.ir_text import build, expect, tensor, text
 from tests.memory_check import arena_bytes_of, check_plan
 
@@ -215,19 +215,6 @@ def test_concatenations_that_need_a_copy() -> None:
         check_plan(planned["main"], {})
 
 
-def test_symbolic_sizes_use_storages_again() -> None:
-    def body(bb, x):
-        for i in range(4):
-            x = bb.emit(op.matmul(x, np.eye(4, dtype=F32)), f"y{i}")
-        return bb.emit(op.reduce_sum(x), "total")
-
-    planned = plan(build(body, x=tensor(N, 4)))
-    storages = [line.split(" = ")[0].strip() for line in text(planned).splitlines() if "alloc_storage" in line]
-    assert storages == ["storage", "storage_1", "storage_2"]  # two for the four products, one for the result
-    assert planned["main"].attrs["arena_bytes"] == 0
-    assert check_plan(planned["main"], {"n": 3}) == 5
-
-
 def test_what_leaves_the_function_has_its_own_storage() -> None:
     def body(bb, x):
         a, b, c, d = (bb.emit(op.matmul(x, np.eye(4, dtype=F32) * F32(k))) for k in range(4))
@@ -280,7 +267,7 @@ def test_recursion_plans_each_call() -> None:
     check_plan(planned["main"], {})
 
 
-@pytest.mark.parametrize("place", [best_fit, largest_first])
+@pytest.mark.parametrize("place", [best_fit, pack])
 def test_placement_never_overlaps(place) -> None:
     rng = np.random.default_rng(5)
     for n in (1, 7, 60):

@@ -556,12 +556,13 @@ class VMExecutable:
         return "\n".join(lines) + "\n"
 
     def arenas(self) -> dict[str, int | str]:
-        """Size of the arena of each compiled function: bytes, or text such as "128*n" where symbols decide."""
+        """Size of the arena of each compiled function: bytes, or text such as "128*n bytes" where symbols decide."""
         sizes: dict[str, int | str] = {}
         for key, value in self.metadata.items():
             kind, _, name = key.partition(":")
             if kind == "arena_bytes":
-                sizes[name] = int(value) if value.isascii() and value.isdigit() and len(value) < 20 else value
+                number = _number(value)
+                sizes[name] = value if number is None else number
         return sizes
 
     def _arena_lines(self) -> Iterator[str]:
@@ -569,10 +570,10 @@ class VMExecutable:
             if not isinstance(size, int):
                 yield f"arena of @{name}: {size}"
                 continue
-            live, tensors = (self.metadata.get(f"{fact}:{name}", "") for fact in ("live_bytes", "tensor_bytes"))
+            live, tensors = (_number(self.metadata.get(f"{fact}:{name}", "")) for fact in ("live_bytes", "tensor_bytes"))
             line = f"arena of @{name}: {size} bytes ({_human_bytes(size)})"
-            if live.isdigit() and tensors.isdigit() and int(live):
-                line += f", {size / int(live):.2f} x the most alive at once; {_human_bytes(int(tensors))} without sharing"
+            if live and tensors is not None:
+                line += f", {size / live:.2f} x the most alive at once, {_human_bytes(tensors)} without sharing"
             yield line
 
     def _opcode_counts(self) -> dict[str, int]:
@@ -582,6 +583,11 @@ class VMExecutable:
             if instruction_words(self.instr_data, offset):
                 counts[names[int(self.instr_data[offset])]] += 1
         return counts
+
+
+def _number(text: str) -> int | None:
+    """The number that metadata holds; a file may hold anything there."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def _human_bytes(n: int) -> str:

@@ -225,7 +225,9 @@ cdef int b_check_upper_bound(void* self, const Value* args, int32_t n_args, Valu
 
 # ---- for the planner -------------------------------------------------------------------------------------------------
 
-def place_in_order(const int64_t[::1] order, const int64_t[::1] begins, const int64_t[::1] ends, const int64_t[::1] sizes):
+def place_in_order(
+    const int64_t[::1] order, const int64_t[::1] begins, const int64_t[::1] ends, const int64_t[::1] sizes
+):
     """Places buffers one after the other, each in the smallest gap that fits.
 
     Parameters

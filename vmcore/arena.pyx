@@ -4,11 +4,12 @@ The memory planner calls `place_in_order` with one order after the other. Where 
 runs, its bytecode calls `pyvm.builtin.plan_arena`, which decides on the spot: some 10 ns per buffer for few buffers.
 """
 from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport free, malloc, qsort
+from libc.stdlib cimport qsort
 from libc.string cimport memmove
 
 import numpy as np
 
+from vmcore.memory cimport MEMORY_SCRATCH, memory_alloc, memory_free
 from vmcore.objects cimport ShapeObj, shape_new, value_kind_name, value_str
 from vmcore.status cimport fail
 from vmcore.value cimport (
@@ -101,7 +102,7 @@ cdef int larger_first(const void* a, const void* b) noexcept nogil:
 cdef int64_t plan(Buffer* buffers, int64_t n, int64_t* offsets) noexcept nogil:
     """Writes `offsets` of buffers whose begins do not decrease; returns the bytes of all, -1 or -2 (no memory)."""
     cdef int64_t i, by_time, by_size, peak = 0
-    cdef Buffer** order = <Buffer**>malloc((2 * n + 1) * sizeof(Buffer*))
+    cdef Buffer** order = <Buffer**>memory_alloc((2 * n + 1) * sizeof(Buffer*), MEMORY_SCRATCH)
     if order == NULL:
         return -2
     for i in range(n):
@@ -116,7 +117,7 @@ cdef int64_t plan(Buffer* buffers, int64_t n, int64_t* offsets) noexcept nogil:
             by_time = by_size
             for i in range(n):
                 offsets[i] = buffers[i].offset
-    free(order)
+    memory_free(order)
     return by_time
 
 
@@ -150,17 +151,17 @@ cdef int b_plan_arena(void* self, const Value* args, int32_t n_args, Value* ret)
             <unsigned long long>table.size, <long long>ARENA_MAX_BUFFERS
         )
     result = shape_new(NULL, n + 1)
-    buffers = <Buffer*>malloc((n + 1) * sizeof(Buffer))
+    buffers = <Buffer*>memory_alloc((n + 1) * sizeof(Buffer), MEMORY_SCRATCH)
     if result == NULL or buffers == NULL:
         if result != NULL:
             object_release(result)
-        free(buffers)
+        memory_free(buffers)
         return fail_format(fail, ERR_ALLOC, "plan_arena: no memory for %lld buffers", <long long>n)
     for i in range(n):
         which = table.data[3 * i + 2]
         if not 0 <= which < n_args - 1:
             object_release(result)
-            free(buffers)
+            memory_free(buffers)
             return fail_format(
                 fail, ERR_INDEX, "plan_arena: buffer %lld has size %lld of %d", <long long>i, <long long>which,
                 n_args - 1
@@ -177,11 +178,11 @@ cdef int b_plan_arena(void* self, const Value* args, int32_t n_args, Value* ret)
         buffers[i].index = i
         if i and buffers[i].begin < buffers[i - 1].begin:
             object_release(result)
-            free(buffers)
+            memory_free(buffers)
             return fail_format(fail, ERR_VALUE, "plan_arena: buffer %lld begins before the one before it", <long long>i)
     else:
         total = plan(buffers, n, <int64_t*>&result.data[1])
-    free(buffers)
+    memory_free(buffers)
     if total < 0:
         object_release(result)
         if total == -2:
@@ -241,8 +242,8 @@ def place_in_order(
         An int64 array, and the bytes of all.
     """
     cdef int64_t i, n = order.shape[0], total, peak = 0
-    cdef Buffer* buffers = <Buffer*>malloc((n + 1) * sizeof(Buffer))
-    cdef Buffer** pointers = <Buffer**>malloc((2 * n + 1) * sizeof(Buffer*))
+    cdef Buffer* buffers = <Buffer*>memory_alloc((n + 1) * sizeof(Buffer), MEMORY_SCRATCH)
+    cdef Buffer** pointers = <Buffer**>memory_alloc((2 * n + 1) * sizeof(Buffer*), MEMORY_SCRATCH)
     result = np.empty(n, np.int64)
     cdef int64_t[::1] offsets = result
     try:
@@ -262,6 +263,6 @@ def place_in_order(
         for i in range(n):
             offsets[i] = buffers[i].offset
     finally:
-        free(buffers)
-        free(pointers)
+        memory_free(buffers)
+        memory_free(pointers)
     return result, total

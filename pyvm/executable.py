@@ -570,7 +570,8 @@ class VMExecutable:
             if not isinstance(size, int):
                 yield f"arena of @{name}: {size}"
                 continue
-            live, tensors = (_number(self.metadata.get(f"{fact}:{name}", "")) for fact in ("live_bytes", "tensor_bytes"))
+            live = _number(self.metadata.get(f"live_bytes:{name}", ""))
+            tensors = _number(self.metadata.get(f"tensor_bytes:{name}", ""))
             line = f"arena of @{name}: {size} bytes ({_human_bytes(size)})"
             if live and tensors is not None:
                 line += f", {size / live:.2f} x the most alive at once, {_human_bytes(tensors)} without sharing"

@@ -93,6 +93,14 @@ def expression(*words: int) -> Case:
     )
 
 
+def bounded(value: int) -> Case:
+    """A heap with `value` in slot 1, of which at most 7 is allowed."""
+    return Case(
+        f"func @main() regs=1\n  call @{HEAP} -> %0\n  call @pyvm.builtin.store_dim (%0, 1, {value})\n"
+        '  call @pyvm.builtin.check_upper_bound (%0, 1, 7, "n", "where ")\n  ret %void'
+    )
+
+
 BIG = 2**62
 OURS: dict[str, tuple[Case, type[Exception] | None]] = {
     "immediate": (expression(0, 5), None),
@@ -143,6 +151,23 @@ OURS: dict[str, tuple[Case, type[Exception] | None]] = {
     "match_shape without heap": (one('vm.builtin.match_shape (%0, %void, 1, 1, 0, "where ")', floats(2)), ValueError),
     "to_device index": (one("vm.builtin.to_device (%0, 1, 1)", floats(2)), RuntimeError),
     "read_if_cond empty": (one("vm.builtin.read_if_cond (%0)", np.zeros(0, bool)), ValueError),
+    "plan_arena": (one("pyvm.builtin.plan_arena (shape(0, 2, 0, 1, 3, 1, 3, 4, 0), %0, 200)", 100), None),
+    "plan_arena of nothing": (one("pyvm.builtin.plan_arena (%0)", ("shape", ())), None),
+    "plan_arena negative size": (one("pyvm.builtin.plan_arena (shape(0, 2, 0, 1, 3, 1), %0, 64)", -5), None),
+    "plan_arena no table": (one("pyvm.builtin.plan_arena ()"), TypeError),
+    "plan_arena odd table": (one("pyvm.builtin.plan_arena (shape(0, 1), 4)"), ValueError),
+    "plan_arena out of order": (one("pyvm.builtin.plan_arena (shape(2, 2, 0, 1, 1, 0), 4)"), ValueError),
+    "plan_arena size outside": (one("pyvm.builtin.plan_arena (shape(0, 1, 1), 4)"), IndexError),
+    "plan_arena text": (one('pyvm.builtin.plan_arena (shape(0, 1, 0), "4")'), TypeError),
+    "plan_arena huge": (one("pyvm.builtin.plan_arena (shape(0, 1, 0, 0, 1, 0), %0)", BIG), MemoryError),
+    "plan_arena beyond huge": (one("pyvm.builtin.plan_arena (shape(0, 1, 0), %0)", BIG + 1), MemoryError),
+    "plan_arena too many": (one("pyvm.builtin.plan_arena (%0, 4)", ("shape", (0, 1, 0) * 16385)), ValueError),
+    "at its bound": (bounded(7), None),
+    "above its bound": (bounded(8), ValueError),
+    "bound outside": (after(HEAP, 'pyvm.builtin.check_upper_bound (%0, 4, 7, "n", "where ")'), IndexError),
+    "bound of text": (after(HEAP, 'pyvm.builtin.check_upper_bound (%0, 1, "7", "n", "where ")'), TypeError),
+    "bound without name": (after(HEAP, 'pyvm.builtin.check_upper_bound (%0, 1, 7, %void, "where ")'), TypeError),
+    "bound in no heap": (one('pyvm.builtin.check_upper_bound (%0, 1, 7, "n", "where ")', floats(4)), TypeError),
     "call_tir_dyn many": (
         one(f"vm.builtin.call_tir_dyn (@parity.count, shape({', '.join('1' * 129)}))"),
         ValueError,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -361,7 +362,7 @@ class ExecBuilder:
         """
         if self._current is not None:
             raise ValueError(f"get: the scope of {self._functions[self._current].name!r} is still open")
-        functions = [FunctionInfo(**vars(info)) for info in self._functions]
+        functions = [copy(info) for info in self._functions]
         instructions = [list(words) for words in self._instructions]
         for info in functions:
             info.param_names = list(info.param_names)

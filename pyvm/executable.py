@@ -14,24 +14,41 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Union
 
 import numpy as np
 
 from vmcore.errors import ExecutableError, FormatError, FunctionNotFoundError
-from vmcore.isa import PACKED_NUM_ARGS, FunctionKind, Opcode, instruction_words
+from vmcore.isa import FUNCTION_KINDS, PACKED_NUM_ARGS, instruction_words
 from vmcore.types import DataType, Shape, tensor_dtype
 
-PACKED_FUNC = int(FunctionKind.KIND_PACKED)
-VM_FUNC = int(FunctionKind.KIND_VM)
-VMTIR_FUNC = int(FunctionKind.KIND_NATIVE)
+PACKED_FUNC, VM_FUNC, VMTIR_FUNC = FUNCTION_KINDS
 
 Constant = Union[np.ndarray, Shape, str, int, float, DataType]  # noqa: UP007 (evaluated at run time)
 
 
-@dataclass
-class FunctionInfo:
+class _Record:
+    """Equal by kind and fields. Not dataclasses: making one costs 0.5 ms at import, and their module 1 ms."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def _field_names(cls) -> tuple[str, ...]:
+        return tuple(name for base in reversed(cls.__mro__) for name in getattr(base, "__slots__", ()))
+
+    def _fields(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self._field_names())
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._fields() == other._fields()  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        fields = (f"{name}={getattr(self, name)!r}" for name in self._field_names())
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
+class FunctionInfo(_Record):
     """One entry of the function table.
 
     Attributes
@@ -49,34 +66,34 @@ class FunctionInfo:
         Empty, or `num_args` names.
     """
 
-    kind: int
-    name: str
-    start_instr: int = 0
-    end_instr: int = 0
-    num_args: int = PACKED_NUM_ARGS
-    register_file_size: int = 0
-    param_names: list[str] = field(default_factory=list)
+    __slots__ = ("kind", "name", "start_instr", "end_instr", "num_args", "register_file_size", "param_names")
+
+    def __init__(
+        self,
+        kind: int,
+        name: str,
+        start_instr: int = 0,
+        end_instr: int = 0,
+        num_args: int = PACKED_NUM_ARGS,
+        register_file_size: int = 0,
+        param_names: list[str] | None = None,
+    ) -> None:
+        self.kind, self.name = kind, name
+        self.start_instr, self.end_instr = start_instr, end_instr
+        self.num_args, self.register_file_size = num_args, register_file_size
+        self.param_names: list[str] = [] if param_names is None else param_names
 
 
-class _Spec:
-    """A parameter or result; equal by kind and fields. Not dataclasses: making those costs 0.5 ms each at import."""
+class _Spec(_Record):
+    """A parameter or result."""
 
     __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def _fields(self) -> tuple[Any, ...]:
-        return (self.name, *(getattr(self, slot) for slot in type(self).__slots__))
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._fields() == other._fields()  # type: ignore[attr-defined]
-
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # type: ignore[override]
         return hash((type(self), self._fields()))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}{self._fields()}"
 
 
 class TensorSpec(_Spec):
@@ -190,12 +207,14 @@ def _spec_from_json(data: Any, depth: int = 0) -> Spec:
     raise FormatError(f"signature: parameter {name!r} has an unknown or incomplete kind {kind!r}")
 
 
-@dataclass
-class Signature:
+class Signature(_Record):
     """What a function takes and returns, for people and for random inputs; the program itself checks at run time."""
 
-    params: list[Spec] = field(default_factory=list)
-    results: list[Spec] = field(default_factory=list)
+    __slots__ = ("params", "results")
+
+    def __init__(self, params: Sequence[Spec] = (), results: Sequence[Spec] = ()) -> None:
+        self.params: list[Spec] = list(params)
+        self.results: list[Spec] = list(results)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, dicts, strings and ints."""
@@ -384,6 +403,11 @@ class VMExecutable:
         Function name to Signature.
     metadata : dict
         Free strings.
+
+    Notes
+    -----
+    Running needs neither signatures nor metadata: those of a `.vmx` file are decoded when they are first looked at, and
+    raise FormatError then if they are malformed.
     """
 
     def __init__(
@@ -403,9 +427,41 @@ class VMExecutable:
         self.instr_data = np.ascontiguousarray(instr_data, dtype=np.int64)
         self.memory_scopes = dict(memory_scopes or {})
         self.debug = debug if isinstance(debug, DebugInfo) else DebugInfo(debug or ())
-        self.signatures = dict(signatures or {})
-        self.metadata = dict(metadata or {})
-        self._check_weights: Callable[[], None] | None = None  # set by a reader that put off a checksum
+        self._signatures = dict(signatures or {})
+        self._metadata = dict(metadata or {})
+        # Set by a reader that put them off: the checksum of the weights, and decoding signatures and metadata.
+        self._check_weights: Callable[[], None] | None = None
+        self._decode_meta: Callable[[], tuple[dict[str, Signature], dict[str, str]]] | None = None
+
+    @property
+    def signatures(self) -> dict[str, Signature]:
+        """Signatures by function name."""
+        self._ensure_meta()
+        return self._signatures
+
+    @signatures.setter
+    def signatures(self, value: dict[str, Signature]) -> None:
+        self._ensure_meta()
+        self._signatures = value
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Free strings by key."""
+        self._ensure_meta()
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, value: dict[str, str]) -> None:
+        self._ensure_meta()
+        self._metadata = value
+
+    def _ensure_meta(self) -> None:
+        decode = self._decode_meta
+        if decode is not None:
+            meta = decode()
+            if self._decode_meta is not None:  # else another thread was faster, and its dicts are in use
+                self._signatures, self._metadata = meta
+                self._decode_meta = None
 
     # ---- looking things up
 
@@ -468,13 +524,16 @@ class VMExecutable:
         Parameters
         ----------
         full : bool
-            Also read the weights of a `.vmx` file and compare them with their checksum (FormatError).
+            Also read what loading a `.vmx` file puts off: weights, compared with their checksum, signatures and
+            metadata (FormatError).
         """
         from vmcore.verify import verify
 
         verify(self)
-        if full and self._check_weights is not None:
-            self._check_weights()
+        if full:
+            self._ensure_meta()
+            if self._check_weights is not None:
+                self._check_weights()
 
     # ---- files
 
@@ -578,6 +637,8 @@ class VMExecutable:
             yield line
 
     def _opcode_counts(self) -> dict[str, int]:
+        from vmcore.isa import Opcode  # here, because serving has no use for it
+
         counts = {"call": 0, "ret": 0, "goto": 0, "if": 0}
         names = dict(zip((int(op) for op in Opcode), counts, strict=True))
         for offset in self.instr_offset.tolist():

@@ -21,21 +21,22 @@ Versions: a reader accepts every minor version of its major version. Minor versi
 unknown kind is skipped unless its flag says that the program cannot be understood without it (FLAG_CRITICAL). Anything
 that changes the meaning of an existing section is a new major version.
 
-Loading maps the file and reads everything but WEIGHTS, whose checksum is left to `VMExecutable.verify(full=True)`. The
-file is shared with other processes through the page cache. Who truncates a mapped file gets SIGBUS, as with every
-mapping: replace files (`save` does), do not edit them in place.
+Loading maps the file and reads everything but WEIGHTS, whose checksum is left to `VMExecutable.verify(full=True)`; META
+is decoded when somebody asks for it, since programs run without. The file is shared with other processes through the
+page cache. Who truncates a mapped file gets SIGBUS, as with every mapping: replace files (`save` does), do not edit
+them in place.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import mmap
 import os
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -121,6 +122,8 @@ def _write_debug(debug: DebugInfo) -> bytes:
 
 
 def _write_meta(executable: VMExecutable) -> bytes:
+    import json  # here and below, because serving has no use for it
+
     meta = {
         "signatures": {name: signature.to_json() for name, signature in executable.signatures.items()},
         "metadata": executable.metadata,
@@ -324,6 +327,8 @@ def _read_debug(reader: ByteReader, n_instr: int) -> DebugInfo:
 def _read_meta(raw: bytes) -> tuple[dict[str, Signature], dict[str, str]]:
     if len(raw) > MAX_META_BYTES:
         raise FormatError(f"vmx meta section: {len(raw)} bytes; the limit is {MAX_META_BYTES}")
+    import json
+
     try:
         meta: Any = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -391,9 +396,10 @@ def _read_sections(
     if (r := reader(_DEBUG)) is not None:
         debug = _read_debug(r, len(instr_offset))
         finish(r)
+    executable = VMExecutable(functions, constants, instr_offset, instr_data, scopes, debug)
     meta = content(_META)
-    signatures, metadata = ({}, {}) if meta is None else _read_meta(meta)
-    executable = VMExecutable(functions, constants, instr_offset, instr_data, scopes, debug, signatures, metadata)
+    if meta is not None:
+        executable._decode_meta = partial(_read_meta, meta)
 
     def check_weights() -> None:
         if weights_section is not None and zlib.crc32(weights.data) != weights_section.crc:

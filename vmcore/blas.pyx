@@ -9,7 +9,6 @@ Where AVX2 or AVX-512 tiles exist, products of two matrices run on our own: they
 the sizes that models have (one thread, Zen 4, 2026-11), and independent of its version. BLAS does matrix-vector
 products, and everything if PYVM_BLAS names it or there are no such tiles.
 """
-import glob
 import importlib
 import importlib.machinery
 import os
@@ -47,6 +46,7 @@ cdef extern from "vmcore/blas_provider.h" nogil:
 cdef str _provider = None  # name of what is bound
 cdef str _details = ""
 cdef void* _set_threads = NULL  # the library's thread setting, if it has one
+cdef void* _get_threads = NULL
 cdef int _kind = -1
 cdef bint _tiles_first = False  # products of two matrices run on our own tiles
 cdef bint _listening = False  # the thread setting knows _apply_threads
@@ -70,12 +70,11 @@ def _libs_folders(str package) -> list[str]:
 
 cdef bint _bind_library(str path, bint must_be_loaded) except -1:
     """Bind the OpenBLAS at `path`: its symbols have a prefix and, with 64-bit integers, a suffix."""
-    global _set_threads, _kind, _thread_limit, _details
+    global _set_threads, _get_threads, _kind, _thread_limit, _details
     cdef bytes raw = os.fsencode(path)
     cdef void* handle = blas_open_loaded(raw)
     cdef bint was_loaded = handle != NULL
     cdef void* found[4]
-    cdef void* get_threads
     cdef void* config
     cdef int i
     if must_be_loaded and not was_loaded:
@@ -102,8 +101,8 @@ cdef bint _bind_library(str path, bint must_be_loaded) except -1:
             blas_store(kind, found[0], found[1], found[2], found[3])
             _kind = kind
             _set_threads = blas_symbol(handle, f"{prefix}openblas_set_num_threads{suffix}".encode())
-            get_threads = blas_symbol(handle, f"{prefix}openblas_get_num_threads{suffix}".encode())
-            _thread_limit = blas_call_get_threads(get_threads) if was_loaded and get_threads != NULL else 0
+            _get_threads = blas_symbol(handle, f"{prefix}openblas_get_num_threads{suffix}".encode())
+            _thread_limit = blas_call_get_threads(_get_threads) if was_loaded and _get_threads != NULL else 0
             config = blas_symbol(handle, f"{prefix}openblas_get_config{suffix}".encode())
             _details = path
             if config != NULL:
@@ -115,16 +114,20 @@ cdef bint _bind_library(str path, bint must_be_loaded) except -1:
 cdef bint _bind_bundled(str package, bint must_be_loaded) except -1:
     """Bind the OpenBLAS that a wheel of `package` brought along."""
     for folder in _libs_folders(package):
-        for pattern in ("*openblas*.so*", "*openblas*.dylib"):
-            for path in sorted(glob.glob(os.path.join(glob.escape(folder), pattern))):
-                if _bind_library(path, must_be_loaded):
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            continue
+        for name in names:
+            if "openblas" in name and (".so" in name or name.endswith(".dylib")):
+                if _bind_library(os.path.join(folder, name), must_be_loaded):
                     return True
     return False
 
 
 cdef bint _bind_cython_blas() except -1:
     """Bind the functions that scipy exports to Cython; imports scipy.linalg."""
-    global _set_threads, _kind, _thread_limit, _details
+    global _set_threads, _get_threads, _kind, _thread_limit, _details
     cdef void* found[4]
     cdef int i
     try:
@@ -136,16 +139,16 @@ cdef bint _bind_cython_blas() except -1:
         return False
     blas_store(BLAS_FORTRAN, found[0], found[1], found[2], found[3])
     _kind = BLAS_FORTRAN
-    _set_threads = NULL
+    _set_threads = _get_threads = NULL
     _thread_limit = 0
     _details = "scipy.linalg.cython_blas"
     return True
 
 
 cdef bint _bind_own() except -1:
-    global _set_threads, _kind, _thread_limit, _details
+    global _set_threads, _get_threads, _kind, _thread_limit, _details
     _kind = -1
-    _set_threads = NULL
+    _set_threads = _get_threads = NULL
     _thread_limit = 0
     _details = "vmcore.kernels.gemm"
     return True
@@ -177,6 +180,8 @@ def _apply_threads(int n) -> None:
     if _set_threads != NULL:
         if _thread_limit:
             n = min(n, _thread_limit)
+        if _get_threads != NULL and blas_call_get_threads(_get_threads) == n:
+            return  # setting it would wake the library's threads, which then spin for some 50 ms
         blas_call_set_threads(_set_threads, _kind, n)
 
 

@@ -1,28 +1,26 @@
 # The instruction set: opcodes, operand kinds and the layout of instruction words. The only definition; Python sees the
-# same names through `cpdef enum`. A word is one int64. Jump offsets count instructions, not words, and are relative to
+# same names through `isa.pyx`. A word is one int64. Jump offsets count instructions, not words, and are relative to
 # the jump itself; `instr_offset[pc]` is the position of instruction `pc` in the word stream.
-#
-# Gotcha: `Opcode(99)` does not raise for a cpdef enum, so whoever decodes tests membership with `isa_is_opcode`.
 from libc.stdint cimport int64_t, uint64_t
 
-cpdef enum Opcode:
+cdef enum Opcode:
     OP_CALL = 1  # R[dst] := F[func](args...)      words: op dst func n_args args...
     OP_RET = 2   # return R[src]                   words: op src
     OP_GOTO = 3  # pc += offset                    words: op offset         (offset != 0)
     OP_IF = 4    # if R[cond] == 0: pc += offset   words: op cond offset    (offset > 1)
 
-cpdef enum ArgKind:  # top 8 bits of a Call argument word; the low 56 bits are its value, signed
+cdef enum ArgKind:  # top 8 bits of a Call argument word; the low 56 bits are its value, signed
     ARG_REGISTER = 0
     ARG_IMMEDIATE = 1
     ARG_CONSTANT = 2
     ARG_FUNCTION = 3
 
-cpdef enum FunctionKind:
+cdef enum FunctionKind:
     KIND_PACKED = 0  # an external name, resolved when a virtual machine is made
     KIND_VM = 1      # bytecode
     KIND_NATIVE = 2  # compiled code that works on a register file (VMTIR)
 
-cpdef enum InstructionWords:  # words before the arguments of a Call; all words of the others
+cdef enum InstructionWords:  # words before the arguments of a Call; all words of the others
     CALL_WORDS = 4
     RET_WORDS = 2
     GOTO_WORDS = 2

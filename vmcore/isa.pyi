@@ -16,17 +16,7 @@ class ArgKind(IntEnum):
     ARG_CONSTANT = 2
     ARG_FUNCTION = 3
 
-class FunctionKind(IntEnum):
-    KIND_PACKED = 0
-    KIND_VM = 1
-    KIND_NATIVE = 2
-
-class InstructionWords(IntEnum):
-    CALL_WORDS = 4
-    RET_WORDS = 2
-    GOTO_WORDS = 2
-    IF_WORDS = 3
-
+FUNCTION_KINDS: tuple[int, int, int]  # packed, VM, native
 VOID_REGISTER: int
 VM_REGISTER: int
 IMMEDIATE_MAX: int

@@ -1,11 +1,32 @@
 """The instruction set as Python sees it: opcodes, operand kinds, word layout. `isa.pxd` is the definition."""
 
+# Members of the enums that `__getattr__` makes.
+_ENUMS = {
+    "Opcode": {
+        "OP_CALL": Opcode.OP_CALL, "OP_RET": Opcode.OP_RET, "OP_GOTO": Opcode.OP_GOTO, "OP_IF": Opcode.OP_IF,
+    },
+    "ArgKind": {
+        "ARG_REGISTER": ArgKind.ARG_REGISTER, "ARG_IMMEDIATE": ArgKind.ARG_IMMEDIATE,
+        "ARG_CONSTANT": ArgKind.ARG_CONSTANT, "ARG_FUNCTION": ArgKind.ARG_FUNCTION,
+    },
+}
+FUNCTION_KINDS = (FunctionKind.KIND_PACKED, FunctionKind.KIND_VM, FunctionKind.KIND_NATIVE)
 VOID_REGISTER = ISA_VOID_REGISTER
 VM_REGISTER = ISA_VM_REGISTER
 IMMEDIATE_MAX = ISA_IMMEDIATE_MAX
 MAX_REGISTERS = ISA_MAX_REGISTERS
 MAX_ARGS = ISA_MAX_ARGS
 PACKED_NUM_ARGS = ISA_PACKED_NUM_ARGS
+
+
+def __getattr__(name):
+    """`Opcode` and `ArgKind` as enums of Python, made on first use: serving needs none, and making one costs 0.2 ms."""
+    if name not in _ENUMS:
+        raise AttributeError(f"module 'vmcore.isa' has no attribute {name!r}")
+    from enum import IntEnum
+
+    # setdefault: threads that come here together get the same type
+    return globals().setdefault(name, IntEnum(name, _ENUMS[name], module=__name__))
 
 
 def pack_arg(int kind, int64_t value) -> int:
@@ -37,17 +58,21 @@ def register_name(int64_t register) -> str:
     return f"%{register}"
 
 
-def instruction_words(const int64_t[::1] instr_data, int64_t offset) -> int:
+# These two read single words of a numpy array. Typed memoryviews would bring Cython's memoryview types, and with them
+# twice the time that this module takes to load.
+
+def instruction_words(instr_data, int64_t offset) -> int:
     """Number of words of the instruction at `offset`; 0 if there is no whole instruction of a known opcode."""
-    cdef int64_t left = instr_data.shape[0] - offset
-    cdef int64_t op, size
+    cdef int64_t left = len(instr_data) - offset
+    cdef int64_t op, n_args, size
     if offset < 0 or left < 1:
         return 0
     op = instr_data[offset]
     if op == Opcode.OP_CALL:
-        if left < CALL_WORDS or not 0 <= instr_data[offset + 3] <= left - CALL_WORDS:
+        if left < CALL_WORDS:
             return 0
-        return CALL_WORDS + instr_data[offset + 3]
+        n_args = instr_data[offset + 3]
+        return CALL_WORDS + n_args if 0 <= n_args <= left - CALL_WORDS else 0
     if op == Opcode.OP_RET:
         size = RET_WORDS
     elif op == Opcode.OP_GOTO:
@@ -59,7 +84,7 @@ def instruction_words(const int64_t[::1] instr_data, int64_t offset) -> int:
     return size if size <= left else 0
 
 
-def format_instruction(const int64_t[::1] instr_data, int64_t offset, function_names) -> str:
+def format_instruction(instr_data, int64_t offset, function_names) -> str:
     """One instruction as a person reads it: ``call @vm.builtin.copy (%0, 1, c[2]) -> %3``.
 
     Meant for error messages: works for malformed instructions too. `function_names` is indexed by function index.

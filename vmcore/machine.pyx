@@ -32,8 +32,7 @@ from vmcore.value cimport (
     value_type,
 )
 
-from copy import copy
-from threading import RLock
+from _thread import RLock  # what `threading` has; that module is not cheap to import
 from types import SimpleNamespace
 
 from vmcore import errors
@@ -378,9 +377,15 @@ _GIL_MODES = {"auto": GIL_AUTO, "release": GIL_RELEASE, "hold": GIL_HOLD}
 
 
 cdef object copy_info(object info):
-    info = copy(info)
-    info.param_names = list(info.param_names)
-    return info
+    return SimpleNamespace(
+        kind=info.kind,
+        name=info.name,
+        start_instr=info.start_instr,
+        end_instr=info.end_instr,
+        num_args=info.num_args,
+        register_file_size=info.register_file_size,
+        param_names=list(info.param_names),
+    )
 
 
 cdef class Machine:

@@ -118,13 +118,15 @@ cdef extern from "vmcore/program.h" nogil:
     void value_replace(TensorCache* cache, Value* dst, Value* src)
 
 
+# Code arrives as numpy arrays of int64. Memoryviews are made inside: in these signatures they would bring Cython's
+# memoryview types into every module that imports one.
 cdef Program* decode(
-    list functions, list constants, const int64_t[::1] offsets, const int64_t[::1] words, tuple libraries, bint pooled
+    list functions, list constants, object instr_offset, object instr_data, tuple libraries, bint pooled
 ) except NULL
 """A program ready to run, with one reference. Names are looked up in `libraries`, in order, then in the registry.
 
 Verifies first; raises VerifyError, LinkError or MemoryError.
 """
 
-cdef int decode_hooked(Program* program, const int64_t[::1] offsets, const int64_t[::1] words) except -1
+cdef int decode_hooked(Program* program, object instr_offset, object instr_data) except -1
 """Fills `hooked_code`, for instruments."""

@@ -115,8 +115,10 @@ cdef void program_delete(void* self, int how) noexcept nogil:
 
 
 cdef Program* decode(
-    list functions, list constants, const int64_t[::1] offsets, const int64_t[::1] words, tuple libraries, bint pooled
+    list functions, list constants, object instr_offset, object instr_data, tuple libraries, bint pooled
 ) except NULL:
+    cdef const int64_t[::1] offsets = instr_offset
+    cdef const int64_t[::1] words = instr_data
     cdef Program* program = <Program*>memory_calloc(1, sizeof(Program), MEMORY_PROGRAM)
     if program == NULL:
         raise MemoryError("decode: no memory for a program")
@@ -136,7 +138,9 @@ cdef Program* decode(
     return program
 
 
-cdef int decode_hooked(Program* program, const int64_t[::1] offsets, const int64_t[::1] words) except -1:
+cdef int decode_hooked(Program* program, object instr_offset, object instr_data) except -1:
+    cdef const int64_t[::1] offsets = instr_offset
+    cdef const int64_t[::1] words = instr_data
     cdef Insn* code
     if program.hooked_code != NULL:
         return 0

@@ -1,6 +1,6 @@
 """The global function table: Python callables and native kernels under one kind of name.
 
-Kernel modules are loaded when the first `kernel.*` name is looked up, so that a process that runs none pays nothing.
+A kernel module is loaded when the first of its kernels is looked up, so that a process pays for what it runs.
 """
 import importlib
 
@@ -16,7 +16,8 @@ ctypedef const KernelEntry* (*TableFn)(int* n) noexcept
 ctypedef const DirectEntry* (*DirectTableFn)() noexcept
 
 cdef dict _functions = {}
-cdef bint _kernels_loaded = False
+cdef set _loaded = set()  # kernel modules
+cdef dict _module_of = {name: module for module, names in kernels.KERNELS.items() for name in names.split()}
 
 
 cdef int add_table(const KernelEntry* table, int n) except -1:
@@ -39,30 +40,40 @@ cdef int add_direct(const DirectEntry* table) except -1:
     return 0
 
 
-cdef int load_kernels() except -1:
-    global _kernels_loaded
+cdef int load_module(str module_name) except -1:
+    """Enters the kernels of one module."""
     cdef int n = 0
     cdef const KernelEntry* table
-    if _kernels_loaded:
+    if module_name in _loaded:
         return 0
+    exported = importlib.import_module(f"vmcore.kernels.{module_name}").__pyx_capi__
+    capsule = exported["kernel_table"]
+    table = (<TableFn>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)))(&n)
+    add_table(table, n)
+    capsule = exported.get("direct_table")
+    if capsule is not None:
+        add_direct((<DirectTableFn>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)))())
+    _loaded.add(module_name)
+    return 0
+
+
+cdef int load_kernels() except -1:
+    """Enters all kernels."""
     for module_name in kernels.MODULES:
-        exported = importlib.import_module(f"vmcore.kernels.{module_name}").__pyx_capi__
-        capsule = exported["kernel_table"]
-        table = (<TableFn>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)))(&n)
-        add_table(table, n)
-        capsule = exported.get("direct_table")
-        if capsule is not None:
-            add_direct((<DirectTableFn>PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)))())
-    importlib.import_module("vmcore.blas").ensure_bound()
-    _kernels_loaded = True
+        load_module(module_name)
     return 0
 
 
 cdef Function find(str name):
     found = _functions.get(name)
     if found is None and name.startswith("kernel."):
-        load_kernels()
-        found = _functions.get(name)
+        module_name = _module_of.get(name.removeprefix("kernel."))
+        if module_name is not None:
+            load_module(module_name)
+            found = _functions.get(name)
+        if found is None:
+            load_kernels()
+            found = _functions.get(name)
     return found
 
 
@@ -111,7 +122,7 @@ def register_func(name, f=None, override=False):
     if not override and find(name) is not None:
         raise ValueError(f"register_func: {name!r} is registered already; override=True replaces it")
     if name.startswith("kernel."):
-        load_kernels()  # so that loading them later does not meet a name that is taken
+        find(name)  # so that its module, loaded later, does not meet a name that is taken
     if type(f) is Function:
         object_retain((<Function>f).obj)
         _functions[name] = named_function((<Function>f).obj, name)

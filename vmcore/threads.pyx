@@ -26,7 +26,7 @@ cdef void parallel_for(int64_t n_tasks, TaskFn fn, void* ctx) noexcept nogil:
 def _read(path: str) -> str:
     """The text of a small file, empty if it cannot be read."""
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(4096)
     except OSError:
         return ""

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -334,9 +333,7 @@ def test_verify(cli: Cli, folder: Path, tmp_path: Path) -> None:
     assert code == 0 and "ok" in out and "checksum" in out
 
     executable = pyvm.load_executable(folder / "digits.vmx")
-    executable.functions = [
-        replace(info, register_file_size=1) if info.name == "main" else info for info in executable.functions
-    ]
+    executable.function("main").register_file_size = 1
     executable.save(tmp_path / "broken.vmx")
     fails(cli("verify", tmp_path / "broken.vmx"), 1, "main")
     fails(cli("run", tmp_path / "broken.vmx"), 1, "main")

@@ -248,7 +248,22 @@ def test_versions() -> None:
 )
 def test_deliberate_damage(change: Callable[[bytearray, dict[int, tuple[int, int]]], None], message: str) -> None:
     with pytest.raises((FormatError, VersionError), match=message):
-        read_vmx(edit(change))
+        assert read_vmx(edit(change)).metadata is None  # looking at it decodes the section META
+
+
+def test_signatures_and_metadata_are_decoded_when_they_are_looked_at() -> None:
+    data = edit(lambda d, s: d.__setitem__(slice(s[META][1], s[META][1] + 1), b"["))
+    read_vmx(data).verify()
+    for look in (lambda e: e.signatures, lambda e: e.metadata, lambda e: e.signature("main")):
+        executable = read_vmx(data)
+        for _ in range(2):
+            with pytest.raises(FormatError, match="not JSON"):
+                look(executable)
+    with pytest.raises(FormatError, match="not JSON"):
+        read_vmx(data).verify(full=True)
+    executable = read_vmx(write_vmx(sample()))
+    executable.metadata = {"only": "this"}
+    assert executable.signatures == sample().signatures and executable.metadata == {"only": "this"}
 
 
 @pytest.mark.parametrize(

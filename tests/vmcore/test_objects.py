@@ -208,3 +208,12 @@ def test_the_vm_operand_cannot_leave():
 def test_native_types_have_no_empty_instances(kind, make):
     with pytest.raises(TypeError):
         make(kind)
+
+
+def test_names_of_data_types():
+    names = ["bool", "int8", "uint64", "float32", "bfloat16", "complex64", "float32x4", "complex64x2", "handle64"]
+    assert [str(DataType(name)) for name in names] == names
+    wrong = ["", "x", "x4", "4", "float", "floatx4", "float32x", "float32x4x4", "xfloat32", "bool8", "bool8x2"]
+    for name in [*wrong, "Float32", "float 32", "float32 ", "float\u0663\u0662", "float0", "float256", "int8x65536"]:
+        with pytest.raises(ValueError, match="DataType"):
+            DataType(name)

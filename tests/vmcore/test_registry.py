@@ -99,3 +99,40 @@ def test_callbacks_see_tensors_and_may_return_anything(name):
     result = vm["main"](x)
     assert result[:4] == (None, 0.5, "s", 2) and result[4] is seen[0][0]
     assert np.shares_memory(seen[0][0].numpy(), x)
+
+
+LOADED = """
+import sys
+import pyvm
+from pyvm.asm import assemble
+pyvm.VirtualMachine(assemble(sys.argv[1]))
+print("\\n".join(sys.modules))
+"""
+
+
+def test_a_program_loads_the_kernel_modules_that_it_uses(run_python, tmp_path):
+    program = "func @main(%0) regs=2\n  call @kernel.relu (%0, %0)\n  ret %0"
+    modules = run_python("-c", LOADED, program, cwd=tmp_path).stdout.split()
+    assert [name for name in modules if name.startswith("vmcore.kernels.")] == ["vmcore.kernels.elementwise"]
+    assert "vmcore.machine" in modules and "vmcore.blas" not in modules
+
+
+LISTED = """
+import sys
+import pyvm
+from vmcore.kernels import KERNELS, MODULES
+for i, (module, names) in enumerate(KERNELS.items()):
+    for name in names.split():
+        pyvm.get_global_func(f"kernel.{name}")
+    loaded = [other for other in MODULES if f"vmcore.kernels.{other}" in sys.modules]
+    assert loaded == list(MODULES[: i + 1]), (module, loaded)
+listed = {f"kernel.{name}" for names in KERNELS.values() for name in names.split()}
+assert listed == {name for name in pyvm.list_global_func_names() if name.startswith("kernel.")}
+print("ok")
+"""
+
+
+def test_every_kernel_is_listed_with_its_module(run_python, tmp_path):
+    """One that is missing in vmcore.kernels.KERNELS is found all the same, but loads every module."""
+    done = run_python("-c", LISTED, cwd=tmp_path)
+    assert done.stdout.strip() == "ok", done.stderr

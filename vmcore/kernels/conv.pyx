@@ -12,7 +12,7 @@ A convolution takes one of four ways, all exact to rounding:
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t
 
-from vmcore.blas cimport gemm_rm
+from vmcore.blas cimport ensure_bound, gemm_rm
 from vmcore.kernels.args cimport (
     ARG_FAIL, ArgShape, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_int_in, arg_optional_tensor,
     arg_output, arg_shape_in, arg_tensor, args_bind, check_disjoint, check_out_shape, check_same_dtype,
@@ -40,6 +40,7 @@ cdef extern from "vmcore/kernels/conv.h" nogil:
     void conv_fill_f64(double* out, int64_t n, double v)
 
 args_bind(fail)
+ensure_bound()
 
 cdef enum:
     BAND_BYTES = 768 * 1024  # padded planes of one band; larger images are done in several

@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from vmcore.blas cimport gemm_rm
+from vmcore.blas cimport ensure_bound, gemm_rm
 from vmcore.kernels.args cimport (
     ARG_FAIL, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_float, arg_int_in,
     arg_optional_tensor, arg_output, arg_tensor, args_bind, check_disjoint, check_dtype, check_out_shape,
@@ -21,6 +21,7 @@ cdef extern from "vmcore/kernels/matmul_int.h" nogil:
     void matmul_widen(int32_t* dst, const void* src, bint is_signed, int64_t n, int32_t zero)
 
 args_bind(fail)
+ensure_bound()
 
 cdef enum:
     KIND_F32 = 0

@@ -215,8 +215,8 @@ cdef int link(Program* program, list functions, tuple libraries) except -1:
 
 # ---- literals --------------------------------------------------------------------------------------------------------
 
-cdef class LiteralPool:
-    """Constants, immediates and special operands as Values, deduplicated; and what else one decoding remembers."""
+cdef class Decoding:
+    """What one decoding of a program remembers: its literals, deduplicated, and the allocation sites that are idle."""
     cdef Program* program
     cdef dict index_of
     cdef Py_ssize_t capacity
@@ -288,24 +288,24 @@ cdef class LiteralPool:
         return known
 
 
-cdef int32_t operand_of(LiteralPool pool, Program* program, int64_t word, bint* is_special) except? -2147483648:
+cdef int32_t operand_of(Decoding decoding, Program* program, int64_t word, bint* is_special) except? -2147483648:
     """The decoded operand of a Call argument word."""
     cdef int64_t kind = isa_arg_kind(word), value = isa_arg_value(word)
     if kind == ARG_REGISTER:
         if value == ISA_VOID_REGISTER:
-            return literal_operand(pool.special(0, 0))
+            return literal_operand(decoding.special(0, 0))
         if value == ISA_VM_REGISTER:
             is_special[0] = True
-            return literal_operand(pool.special(VT_OPAQUE_PTR, 0))
+            return literal_operand(decoding.special(VT_OPAQUE_PTR, 0))
         return <int32_t>(value * REGISTER_BYTES)
     if kind == ARG_IMMEDIATE:
-        return literal_operand(pool.special(1, value))
+        return literal_operand(decoding.special(1, value))
     if kind == ARG_CONSTANT:
         return literal_operand(<int32_t>value)
     if program.funcs[value].kind == FUNC_PACKED:
-        return literal_operand(pool.special(VT_FUNCTION, <int64_t>program.funcs[value].packed))
+        return literal_operand(decoding.special(VT_FUNCTION, <int64_t>program.funcs[value].packed))
     is_special[0] = True
-    return literal_operand(pool.special(VT_CLOSURE, value))
+    return literal_operand(decoding.special(VT_CLOSURE, value))
 
 
 # ---- instructions ----------------------------------------------------------------------------------------------------
@@ -315,37 +315,37 @@ cdef int decode_code(
 ) except -1:
     """Fills `code`: the program's own, or another version of it, hooked, whose literals are then known."""
     cdef bint hooked = code != program.code
-    cdef LiteralPool pool = LiteralPool.__new__(LiteralPool)
+    cdef Decoding decoding = Decoding.__new__(Decoding)
     cdef int32_t f
     cdef int64_t pc, end, at
     cdef Insn* insn
-    pool.program = program
-    pool.index_of = {}
-    pool.complete = hooked
-    pool.flow_budget = MAX_FLOW_WORK
-    pool.idle_sites = {}
-    pool.site_in = {}
+    decoding.program = program
+    decoding.index_of = {}
+    decoding.complete = hooked
+    decoding.flow_budget = MAX_FLOW_WORK
+    decoding.idle_sites = {}
+    decoding.site_in = {}
     if hooked:
         # The literals of the first decoding are complete: the same words give the same literals.
-        pool.capacity = program.n_literals
-        rebuild_index(pool)
+        decoding.capacity = program.n_literals
+        rebuild_index(decoding)
     else:
-        pool.add_constants(constants, has_kind(program, FUNC_NATIVE))
+        decoding.add_constants(constants, has_kind(program, FUNC_NATIVE))
     for f in range(program.n_funcs):
         if program.funcs[f].kind != FUNC_VM:
             continue
         end = program.funcs[f].end
-        pool.idle_sites.clear()
-        pool.site_in.clear()
+        decoding.idle_sites.clear()
+        decoding.site_in.clear()
         for pc in range(program.funcs[f].start, end):
             at = offsets[pc]
             insn = &code[pc]
             if words[at] == OP_CALL:
-                decode_call(pool, program, insn, words, at, hooked)
+                decode_call(decoding, program, insn, words, at, hooked)
             elif words[at] == OP_RET:
                 insn.op = I_RET
                 if words[at + 1] >= ISA_VOID_REGISTER:
-                    insn.a = literal_operand(pool.special(0, 0))  # void and the VM itself leave as none
+                    insn.a = literal_operand(decoding.special(0, 0))  # void and the VM itself leave as none
                 else:
                     insn.a = <int32_t>(words[at + 1] * REGISTER_BYTES)
             elif words[at] == OP_GOTO:
@@ -355,7 +355,7 @@ cdef int decode_code(
                 insn.op = I_IF
                 insn.a = <int32_t>(words[at + 1] * REGISTER_BYTES)
                 insn.b = words[at + 2] * <int64_t>sizeof(Insn)
-        list_clears(pool, program, &program.funcs[f], code, offsets, words, end, hooked)
+        list_clears(decoding, program, &program.funcs[f], code, offsets, words, end, hooked)
     return 0
 
 
@@ -367,17 +367,17 @@ cdef bint has_kind(Program* program, int kind) noexcept:
     return False
 
 
-cdef int rebuild_index(LiteralPool pool) except -1:
+cdef int rebuild_index(Decoding decoding) except -1:
     cdef int32_t i
     cdef Value* v
-    for i in range(pool.program.n_constants, pool.program.n_literals):
-        v = &pool.program.literals[i]
-        pool.index_of[(v.tag, v.bits)] = i
+    for i in range(decoding.program.n_constants, decoding.program.n_literals):
+        v = &decoding.program.literals[i]
+        decoding.index_of[(v.tag, v.bits)] = i
     return 0
 
 
 cdef int decode_call(
-    LiteralPool pool, Program* program, Insn* insn, const int64_t[::1] words, int64_t at, bint hooked
+    Decoding decoding, Program* program, Insn* insn, const int64_t[::1] words, int64_t at, bint hooked
 ) except -1:
     cdef VmFunc* callee = &program.funcs[words[at + 2]]
     cdef int32_t n_args = <int32_t>words[at + 3], i
@@ -388,7 +388,7 @@ cdef int decode_call(
     cdef char** arena = &program.hooked_sites if hooked else &program.sites
     site = <CallSite*>arena_alloc(arena, sizeof(CallSite) + n_args * sizeof(int32_t))
     for i in range(n_args):
-        site.args[i] = operand_of(pool, program, words[at + CALL_WORDS + i], &is_special)
+        site.args[i] = operand_of(decoding, program, words[at + CALL_WORDS + i], &is_special)
     site.n_args = n_args
     site.dst = dst
     site.func_index = callee.index
@@ -406,14 +406,14 @@ cdef int decode_call(
         insn.n = is_special
         return 0
     if callee.kind != FUNC_PACKED:
-        pool.ends(dst)
+        decoding.ends(dst)
         insn.op = I_CALL_VM if callee.kind == FUNC_VM else I_CALL_NATIVE
         insn.n = is_special
         return 0
     opcode = builtin_opcode(callee.packed.fn)
     if dst >= 0 and opcode != I_ALLOC_TENSOR:
-        pool.ends(dst)
-    if opcode != I_CALL and specialise(pool, program, insn, site, opcode):
+        decoding.ends(dst)
+    if opcode != I_CALL and specialise(decoding, program, insn, site, opcode):
         return 0
     insn.op = I_CALL_SPECIAL if is_special else I_CALL_PYTHON if callee.packed.is_python else I_CALL
     if insn.op == I_CALL and callee.packed.direct != NULL:
@@ -438,7 +438,7 @@ cdef bint literal_is(Program* program, int32_t operand, int kind) noexcept:
     return operand < 0 and value_type(&program.literals[literal_index(operand)]) == kind
 
 
-cdef bint specialise(LiteralPool pool, Program* program, Insn* insn, CallSite* site, int opcode) except -1:
+cdef bint specialise(Decoding decoding, Program* program, Insn* insn, CallSite* site, int opcode) except -1:
     """Rewrites the Call of a builtin into its internal opcode where the operands allow it."""
     cdef int32_t n = site.n_args
     cdef const int32_t* args = site.args
@@ -496,7 +496,7 @@ cdef bint specialise(LiteralPool pool, Program* program, Insn* insn, CallSite* s
             insn.n = <uint16_t>program.n_storage_sites
         return True
     if opcode == I_ALLOC_TENSOR and 4 <= n <= 5:
-        return specialise_alloc_tensor(pool, program, insn, site)
+        return specialise_alloc_tensor(decoding, program, insn, site)
     return False
 
 
@@ -538,7 +538,7 @@ cdef int64_t shape_bytes(ShapeObj* shape, VmDataType dtype) noexcept:
 
 
 cdef bint specialise_alloc_tensor(
-    LiteralPool pool, Program* program, Insn* insn, CallSite* site
+    Decoding decoding, Program* program, Insn* insn, CallSite* site
 ) except -1:
     cdef const int32_t* args = site.args
     cdef Value* literals = program.literals
@@ -565,7 +565,7 @@ cdef bint specialise_alloc_tensor(
         return False  # the builtin raises when it is reached
     kind = (args[0], literals[literal_index(args[1])].bits, literals[literal_index(args[3])].bits,
             PyBytes_FromStringAndSize(<const char*>shape.data, shape.size * sizeof(int64_t)))
-    idle = pool.idle_sites.setdefault(kind, [])
+    idle = decoding.idle_sites.setdefault(kind, [])
     if idle:
         alloc = <AllocSite*><size_t>idle.pop()
     else:
@@ -576,8 +576,8 @@ cdef bint specialise_alloc_tensor(
         alloc.slot = program.n_tensor_sites
         program.n_tensor_sites += 1
     object_release(template)
-    pool.ends(site.dst)
-    pool.site_in[site.dst] = (kind, <size_t>alloc)
+    decoding.ends(site.dst)
+    decoding.site_in[site.dst] = (kind, <size_t>alloc)
     insn.op = I_ALLOC_TENSOR
     insn.p = alloc
     return True
@@ -603,7 +603,7 @@ cdef struct Flow:
 
 
 cdef int list_clears(
-    LiteralPool pool, Program* program, VmFunc* func, Insn* code, const int64_t[::1] offsets,
+    Decoding decoding, Program* program, VmFunc* func, Insn* code, const int64_t[::1] offsets,
     const int64_t[::1] words, int64_t end, bint hooked,
 ) except -1:
     """Gives every Ret of `func` its list of registers to clear; where that is too much work, a Ret clears its frame."""
@@ -623,8 +623,8 @@ cdef int list_clears(
     try:
         flow.block_of = <int32_t*>flow_alloc(flow.n_insns + 1, sizeof(int32_t))
         find_blocks(&flow)
-        pool.flow_budget -= (flow.n_blocks + 1) * flow.n_words
-        if (flow.n_blocks + 1) * flow.n_words > MAX_DATAFLOW_WORDS or pool.flow_budget < 0:
+        decoding.flow_budget -= (flow.n_blocks + 1) * flow.n_words
+        if (flow.n_blocks + 1) * flow.n_words > MAX_DATAFLOW_WORDS or decoding.flow_budget < 0:
             return 0
         flow.leader = <int64_t*>flow_alloc(flow.n_blocks + 1, sizeof(int64_t))
         flow.sets = <uint64_t*>flow_alloc((flow.n_blocks + 1) * flow.n_words, sizeof(uint64_t))
@@ -641,9 +641,9 @@ cdef int list_clears(
             block = flow.pending[flow.n_pending]
             flow.state[block] &= 2
             visits += 1
-            pool.flow_budget -= 3 * flow.n_words
+            decoding.flow_budget -= 3 * flow.n_words
             # Adversarial control flow: exactness is not worth the time.
-            if visits > 16 * flow.n_blocks + 1024 or pool.flow_budget < 0:
+            if visits > 16 * flow.n_blocks + 1024 or decoding.flow_budget < 0:
                 return 0
             walk_block(&flow, block, NULL, hooked)
         for i in range(1, flow.n_blocks + 1):

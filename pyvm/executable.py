@@ -432,6 +432,7 @@ class VMExecutable:
         # Set by a reader that put them off: the checksum of the weights, and decoding signatures and metadata.
         self._check_weights: Callable[[], None] | None = None
         self._decode_meta: Callable[[], tuple[dict[str, Signature], dict[str, str]]] | None = None
+        self._identity = b""  # header and section table of the .vmx file that it was read from
 
     @property
     def signatures(self) -> dict[str, Signature]:
@@ -558,7 +559,18 @@ class VMExecutable:
         return load_executable(data)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a `.vmx` file. Afterwards `path` is the new file or, on any error, what it was before."""
+        """Writes a `.vmx` file. Afterwards `path` is the new file or, on any error, what it was before.
+
+        The file is written beside `path` and renamed over it, so that nobody ever sees half of it, and who has the old
+        one loaded keeps it.
+
+        Raises
+        ------
+        FormatError
+            If the executable holds what the format cannot.
+        OSError
+            If the folder cannot be written to (PermissionError, EROFS) or the disk is full (ENOSPC, EDQUOT, EFBIG).
+        """
         from .vmx_format import save_vmx
 
         save_vmx(self, path)
@@ -666,16 +678,35 @@ def _read_file(path: str) -> bytes:
         return file.read()
 
 
-def load_executable(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> VMExecutable:
+def load_executable(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, mmap: bool = True
+) -> VMExecutable:
     """Reads an executable from a file or from bytes: `.vmx` or TVM's VMExecutable format, told apart by their magic.
 
-    The weights of a `.vmx` file are mapped, not read: the file must not be changed in place while in use (`save`
-    never does). Every checksum but that of the weights is compared; see `VMExecutable.verify`.
+    Every checksum but that of the weights of a mapped file is compared; see `VMExecutable.verify`.
+
+    Parameters
+    ----------
+    source : path or bytes
+        A path is a `.vmx` file, mapped or read, or a file in TVM's format, which is always read whole.
+    mmap : bool
+        Whether the weights of a `.vmx` file are mapped (the default) or read into memory.
+
+    Notes
+    -----
+    Mapped weights are pages of the file: read when they are first used, shared by all processes that use the file, and
+    given back when memory is short. The mapping follows the file, not the path. So a file that is replaced, as `save`
+    and `os.replace` do, stays what it was for who has it loaded. A file that is changed in place changes the weights of
+    running models, and a file that is truncated in place, or lies on a disk that fails, ends the process with SIGBUS
+    when a missing page is used: no program can turn that into an exception safely. Where files are edited in place, or
+    live on a network file system that may go away, load with `mmap=False`: that reads a private copy, compares the
+    checksum of the weights too, and does not look at the file again.
 
     Raises
     ------
     ExecutableError
-        FormatError or VersionError for anything that is not a well-formed file of a known version.
+        FormatError or VersionError for anything that is not a well-formed file of a known version: also for a file that
+        is truncated, or changes size while it is read.
     OSError
         If the file cannot be read.
     """
@@ -694,7 +725,7 @@ def load_executable(source: str | os.PathLike[str] | bytes | bytearray | memoryv
         head = bytes(source[:8])  # type: ignore[index,arg-type]
     try:
         if head == VMX_MAGIC:
-            return read_vmx(memoryview(source)) if path is None else load_vmx(path)  # type: ignore[arg-type]
+            return read_vmx(memoryview(source)) if path is None else load_vmx(path, mmap=mmap)  # type: ignore[arg-type]
         if len(head) == 8 and int.from_bytes(head, "little") in TVM_MAGICS:
             return read_tvm(source if path is None else _read_file(path))  # type: ignore[arg-type]
         if head[:4] == b"\x7fELF":

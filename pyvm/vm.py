@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyvm.executable import PACKED_FUNC, VMExecutable, load_executable
-from vmcore.errors import ArgumentTypeError, ArgumentValueError
+from vmcore.errors import ArgumentTypeError, ArgumentValueError, FormatError
 from vmcore.library import Library, load_library
 from vmcore.machine import BoundFunction, Machine, deadline
 from vmcore.objects import Function
@@ -102,6 +102,17 @@ class VirtualMachine:
         Shared libraries (see `load_library`) whose functions the executable calls. They are searched in this order,
         before the registry; compiled functions come from nowhere else.
 
+    Notes
+    -----
+    A machine made from the path of a `.vmx` file is pickled as this path and a digest of the file's checksums: whoever
+    unpickles it loads (maps) the same file, and gets a FormatError if it is another one by then. A machine made from an
+    executable, from bytes, or from a file in TVM's format is pickled with the bytes of its executable, as that is
+    then. Its functions, `vm[name]`, are pickled as the machine and the name. Options, libraries (by path) and saved
+    functions are part of it; an instrument and what the stateful interface keeps are not. Functions that the program
+    calls must be registered where it is unpickled.
+
+    An instrument lasts as long as the machine, or a function that was taken from it.
+
     Raises
     ------
     ExecutableError
@@ -124,7 +135,10 @@ class VirtualMachine:
         gil: str = "auto",
         libraries: Sequence[Library] = (),
     ) -> None:
+        path = None
         if not isinstance(executable, VMExecutable):
+            if not isinstance(executable, (bytes, bytearray, memoryview)):
+                path = os.path.abspath(os.fsdecode(executable))
             executable = load_executable(executable)
         for one in [device] if isinstance(device, (Device, str)) else device or [cpu()]:
             if not isinstance(one, Device):
@@ -138,9 +152,11 @@ class VirtualMachine:
             if not 0 < memory_limit < 2**63:
                 raise ValueError(f"VirtualMachine: memory_limit must be a positive number of bytes, got {memory_limit}")
         self.executable = executable
+        options = {"memory_cfg": memory_cfg, "memory_limit": memory_limit, "gil": gil, "libraries": tuple(libraries)}
+        self._origin = _Origin(self, executable, path, options)
         self._machine = Machine(
             executable,
-            lambda error, frames: _add_trace(executable, error, frames),
+            self._origin,
             pooled=memory_cfg != "naive",
             gil=gil,
             libraries=libraries,
@@ -149,6 +165,10 @@ class VirtualMachine:
         self._saved: dict[str, _SavedFunction] = {}
         self._inputs: dict[str, tuple[Any, ...]] = {}
         self._outputs: dict[str, Any] = {}
+
+    def __reduce__(self) -> tuple[Callable[..., VirtualMachine], tuple[Any, ...]]:
+        saved = [(name, *one.binding()) for name, one in self._saved.items()]
+        return _unpickle_machine, (*self._origin.recipe(), saved)
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         """The function called `name`; raises FunctionNotFoundError."""
@@ -323,9 +343,66 @@ class _SavedFunction:
         self._args = args
         self._include_return = include_return
 
+    def binding(self) -> tuple[str, tuple[Any, ...], bool]:
+        """Name of the function, its arguments, and whether the result is returned."""
+        return self._function.name, self._args, self._include_return
+
     def __call__(self) -> Any:
         result = self._function(*self._args)
         return result if self._include_return else None
 
     def __repr__(self) -> str:
         return f"<saved {self._function!r} as {self.name}>"
+
+
+class _Origin:
+    """What a machine and its functions were made from: adds traces to their errors, and pickles them."""
+
+    def __init__(
+        self, vm: VirtualMachine, executable: VMExecutable, path: str | None, options: dict[str, Any]
+    ) -> None:
+        self._vm = weakref.ref(vm)  # functions may outlive it
+        self._executable = executable
+        self._path = path if executable._identity and path is not None and os.path.isfile(path) else None
+        self._identity = executable._identity
+        self._options = options
+
+    def __call__(self, error: BaseException, frames: Sequence[tuple[int, int]]) -> None:
+        _add_trace(self._executable, error, frames)
+
+    def recipe(self) -> tuple[VMExecutable | str, str, dict[str, Any]]:
+        """Path and digest, or the executable and no digest; and the machine's options."""
+        if self._path is None:
+            return self._executable, "", self._options
+        return self._path, _digest(self._identity), self._options
+
+    def reduce_function(self, name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """How the function `name` of the machine is pickled."""
+        vm = self._vm()
+        if vm is not None:
+            return operator.getitem, (vm, name)
+        return _unpickle_function, (*self.recipe(), name)
+
+
+def _digest(identity: bytes) -> str:
+    from hashlib import blake2b  # here, because serving has no use for it
+
+    return blake2b(identity, digest_size=16).hexdigest()
+
+
+def _unpickle_machine(
+    source: VMExecutable | str, digest: str, options: dict[str, Any], saved: Sequence[tuple[Any, ...]] = ()
+) -> VirtualMachine:
+    vm = VirtualMachine(source, **options)
+    if digest and vm._origin.recipe()[1] != digest:
+        raise FormatError(
+            f"unpickle: {source} is not the file that the virtual machine was made from: its digest is "
+            f"{vm._origin.recipe()[1] or 'unknown'}, expected {digest}"
+        )
+    for name, function, args, include_return in saved:
+        vm.save_function(function, name, *args, include_return=include_return)
+    return vm
+
+
+def _unpickle_function(source: VMExecutable | str, digest: str, options: dict[str, Any], name: str) -> Any:
+    return _unpickle_machine(source, digest, options)[name]

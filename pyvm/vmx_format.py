@@ -23,20 +23,21 @@ that changes the meaning of an existing section is a new major version.
 
 Loading maps the file and reads everything but WEIGHTS, whose checksum is left to `VMExecutable.verify(full=True)`; META
 is decoded when somebody asks for it, since programs run without. The file is shared with other processes through the
-page cache. Who truncates a mapped file gets SIGBUS, as with every mapping: replace files (`save` does), do not edit
-them in place.
+page cache. Whoever uses a page that a mapped file has lost gets SIGBUS, as with every mapping: replace files (`save`
+does), do not edit them in place, or load them without mapping.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import mmap
 import os
 import struct
 import zlib
 from collections.abc import Callable
 from functools import partial
+from mmap import ACCESS_READ
+from mmap import mmap as map_file
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -208,9 +209,10 @@ def save_vmx(executable: VMExecutable, path: str | os.PathLike[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        error.add_note(f"while saving {target}, which is what it was before")
         raise
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
         descriptor = os.open(folder, os.O_RDONLY)
@@ -408,6 +410,7 @@ def _read_sections(
             )
 
     executable._check_weights = check_weights
+    executable._identity = read(0, _HEADER_BYTES + _ENTRY.size * _HEADER.unpack_from(read(0, _HEADER_BYTES))[3])
     return executable
 
 
@@ -432,8 +435,8 @@ def read_vmx(source: bytes | bytearray | memoryview) -> VMExecutable:
     return _read_sections(lambda offset, size: bytes(data[offset : offset + size]), weights_of, len(data))
 
 
-def load_vmx(path: str | os.PathLike[str]) -> VMExecutable:
-    """Reads a `.vmx` file; tensors are views of a read-only mapping of the file.
+def load_vmx(path: str | os.PathLike[str], *, mmap: bool = True) -> VMExecutable:
+    """Reads a `.vmx` file; tensors are views of a read-only mapping of the file, or with `mmap=False` of a copy.
 
     Raises
     ------
@@ -447,9 +450,20 @@ def load_vmx(path: str | os.PathLike[str]) -> VMExecutable:
         size = os.fstat(descriptor).st_size
 
         def weights_of(offset: int, length: int) -> np.ndarray:
-            mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)  # lives as long as the arrays on it
+            if not mmap:
+                room = np.empty(length + _ALIGN, np.uint8)
+                copy = room[-room.ctypes.data % _ALIGN :][:length]
+                file.seek(offset)
+                if (n_read := file.readinto(copy.data)) != length:
+                    raise FormatError(f"vmx weights section: {length} bytes are needed, {n_read} could be read")
+                copy.flags.writeable = False
+                return copy
+            mapping = map_file(descriptor, 0, access=ACCESS_READ)  # lives as long as the arrays on it
             if offset + length > len(mapping):
                 raise FormatError(f"vmx weights section: ends at {offset + length}, the file has {len(mapping)} bytes")
             return np.frombuffer(mapping, dtype=np.uint8, count=length, offset=offset)
 
-        return _read_sections(lambda offset, n: os.pread(descriptor, n, offset), weights_of, size)
+        executable = _read_sections(lambda offset, n: os.pread(descriptor, n, offset), weights_of, size)
+        if not mmap and executable._check_weights is not None:
+            executable._check_weights()
+        return executable

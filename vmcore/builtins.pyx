@@ -9,6 +9,7 @@ from libc.string cimport memcpy
 
 from vmcore.arena cimport b_check_upper_bound, b_plan_arena
 from vmcore.loop cimport call_nested, in_native, new_storage
+from vmcore.memory cimport memory_keep
 from vmcore.objects cimport (
     VM_MAX_NDIM, ClosureObj, ShapeObj, array_new, closure_new, shape_new, tensor_new, tensor_set_shape, value_kind_name,
     value_str,
@@ -1094,6 +1095,9 @@ cdef bint builtin_allocates(PackedFn fn) noexcept nogil:
 
 
 _shared_allocator = allocator_new(True)
+if _shared_allocator == NULL:
+    raise MemoryError("builtins: no memory for an allocator")
+memory_keep(_shared_allocator)
 add("vm.builtin.alloc_storage", b_alloc_storage)
 add("vm.builtin.alloc_tensor", b_alloc_tensor)
 add("vm.builtin.null_value", b_null_value)

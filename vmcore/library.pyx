@@ -156,6 +156,9 @@ cdef class Library:
             object_release(f)
         return f != NULL
 
+    def __reduce__(self):
+        return load_library, (self.path,)
+
     def __repr__(self):
         return f"Library({self.path!r})"
 

@@ -22,7 +22,7 @@ class Machine:
     def __new__(
         cls,
         executable: Any,
-        describe: Callable[[BaseException, list[tuple[int, int]]], None],
+        describe: Any,
         pooled: bool = True,
         gil: str = "auto",
         libraries: Iterable[Library] = (),

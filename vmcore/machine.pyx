@@ -6,15 +6,14 @@ arrays through headers that its Context keeps, and wraps the result without an i
 cimport cython
 cimport numpy as cnp
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint64_t
 
 from vmcore.loop cimport invoke, now_ns, set_thread_deadline, thread_deadline
 from vmcore.memory cimport (
-    MAP_NORESERVE, MEMORY_CONTEXT, memory_calloc, memory_free, memory_map, memory_unmap,
+    MAP_NORESERVE, MEMORY_CONTEXT, MEMORY_PROGRAM, memory_calloc, memory_free, memory_map, memory_unmap,
 )
 from vmcore.objects cimport (
-    ClosureObj, Tensor, borrow_array, forbid_new, from_value, own_array, release_python, take_value, tensor_new,
+    ClosureObj, Tensor, borrow_array, forbid_new, from_value, own_array, take_value, tensor_new,
     to_value,
 )
 from vmcore.program cimport (
@@ -26,7 +25,8 @@ from vmcore.storage cimport (
     MAX_CLASSES, AllocatorReport, ClassReport, allocator_classes, allocator_report, allocator_set_limit, allocator_trim,
 )
 from vmcore.value cimport (
-    ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_FUNCTION, VT_OPAQUE_PTR, VT_TENSOR, StorageObj,
+    ERR_ALLOC, ERR_TYPE, OBJ_NEW_COUNTS, TENSOR_INLINE_NDIM, VT_FUNCTION, VT_OPAQUE_PTR, VT_TENSOR, FunctionObj,
+    Object, StorageObj,
     TensorObj, Value, fail_format,
     object_release, object_retain, value_clear, value_copy, value_retain, value_set, value_set_none,
     value_type,
@@ -107,11 +107,13 @@ cdef Context* context_new(Program* program) noexcept nogil:
     cx.frames_end = cx.frames + MAX_RECURSION
     cx.frame = cx.frames
     cx.program = program
+    program.n_contexts += 1
     return cx
 
 
 cdef void context_free(Context* cx) noexcept nogil:
     cdef int i
+    cx.program.n_contexts -= 1
     for i in range(N_ARRAY_HEADERS):
         if cx.array_headers[i] != NULL:
             object_release(cx.array_headers[i])
@@ -151,8 +153,6 @@ cdef void free_idle_contexts(Program* program) noexcept nogil:
 cdef void release_contexts(Program* program) noexcept nogil:
     """Frees what the program does not own itself; nobody can run it any more."""
     free_idle_contexts(program)
-    release_python(program.instrument)
-    release_python(program.profiler)
 
 
 cdef int closure_call(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
@@ -187,9 +187,121 @@ cdef int closure_call(void* self, const Value* args, int32_t n_args, Value* ret)
     return status
 
 
+# ---- ownership -------------------------------------------------------------------------------------------------------
+
+cdef extern from *:
+    """
+    static traverseproc vm_owner_traverse_fields; /* what Cython made of ProgramOwner */
+    static void vm_set_traverse(PyObject *type, traverseproc traverse) {
+      vm_owner_traverse_fields = ((PyTypeObject *)type)->tp_traverse;
+      ((PyTypeObject *)type)->tp_traverse = traverse;
+    }
+    static uint64_t vm_strong(const Object *o) { return (uint32_t)__atomic_load_n(&o->counts, __ATOMIC_ACQUIRE); }
+    """
+    ctypedef int (*visitproc)(PyObject*, void*) noexcept
+    ctypedef int (*traverseproc)(PyObject*, visitproc, void*) noexcept
+    traverseproc vm_owner_traverse_fields
+    void vm_set_traverse(object type, traverseproc traverse)
+    uint64_t vm_strong(const Object* o) nogil
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class ProgramOwner:
+    """The one Python object that owns a Program; a machine and its bound functions share it.
+
+    It shows the garbage collector what the program refers to, which a native object cannot: the instrument, the
+    profiler, and Python functions that nothing but this program keeps. An instrument or a callback that refers to its
+    machine is collected with it. Cleared are the other members of such a cycle, never a program.
+
+    INVARIANT: `program.instrument` and `program.profiler` are borrowed from here. Closures keep a program alive without
+    its owner; they run without hooks then.
+    """
+    cdef Program* program
+    cdef object instrument
+    cdef object profiler
+    cdef PythonCallee* callees  # one per Python function of the program
+    cdef int32_t n_callees
+
+    def __init__(self):
+        raise TypeError("ProgramOwner: made by a Machine only")
+
+    def __dealloc__(self):
+        if self.program != NULL:
+            self.program.instrument = NULL
+            self.program.profiler = NULL
+            object_release(self.program)
+        memory_free(self.callees)
+
+    cdef int find_callees(self) except -1:
+        """Fills `callees`; the references counted are the function table's and the literals'."""
+        cdef Program* program = self.program
+        cdef FunctionObj* f
+        cdef int32_t i, k, n = 0
+        cdef dict place = {}
+        for i in range(program.n_funcs):
+            f = program.funcs[i].packed
+            if f != NULL and f.is_python and <size_t>f not in place:
+                place[<size_t>f] = n
+                n += 1
+        if n == 0:
+            return 0
+        self.callees = <PythonCallee*>memory_calloc(n, sizeof(PythonCallee), MEMORY_PROGRAM)
+        if self.callees == NULL:
+            raise MemoryError("machine: no memory for a list of Python functions")
+        self.n_callees = n
+        for i in range(program.n_funcs):
+            f = program.funcs[i].packed
+            if f != NULL and f.is_python:
+                k = place[<size_t>f]
+                self.callees[k].function = f
+                self.callees[k].references += 1
+        for i in range(program.n_literals):
+            if value_type(&program.literals[i]) == VT_FUNCTION:
+                k = place.get(<size_t>program.literals[i].bits, -1)
+                if k >= 0:
+                    self.callees[k].references += 1
+        return 0
+
+
+cdef struct PythonCallee:
+    FunctionObj* function  # borrowed from the program
+    uint64_t references    # that the program holds
+
+
+cdef int traverse_owner(PyObject* self, visitproc visit, void* arg) noexcept:
+    """tp_traverse of ProgramOwner.
+
+    A Python function is shown when all its references are ours. The collector asks twice and must get the same answer,
+    while other threads run without the GIL: only a running invocation of this program could make new references, so
+    that nothing is shown while there is one. Its thread keeps the owner alive meanwhile.
+    """
+    cdef Program* program = (<ProgramOwner><void*>self).program
+    cdef PythonCallee* callees = (<ProgramOwner><void*>self).callees
+    cdef Context* cx
+    cdef int64_t n_idle = 0
+    cdef int32_t i
+    cdef int status = vm_owner_traverse_fields(self, visit, arg)
+    if status != 0 or program == NULL or (<ProgramOwner><void*>self).n_callees == 0:
+        return status
+    cx = program.idle
+    while cx != NULL:
+        n_idle += 1
+        cx = cx.next
+    if n_idle != program.n_contexts or vm_strong(&program.head) != 1:
+        return 0
+    for i in range((<ProgramOwner><void*>self).n_callees):
+        if vm_strong(&callees[i].function.head) == callees[i].references:
+            status = visit(<PyObject*>callees[i].function.self, arg)
+            if status != 0:
+                return status
+    return 0
+
+
 # ---- functions -------------------------------------------------------------------------------------------------------
 
 @cython.final
+@cython.no_gc_clear
 cdef class BoundFunction:
     """One function of a virtual machine; call it with positional or keyword arguments.
 
@@ -198,9 +310,10 @@ cdef class BoundFunction:
     strings, functions, or nested tuples of them.
     """
     cdef void* vectorcall  # first: its offset is registered with the type
-    cdef Program* program  # owned
+    cdef Program* program  # of the owner
     cdef VmFunc* func
     cdef int gil_mode
+    cdef ProgramOwner owner
     cdef readonly str name
     cdef readonly tuple param_names
     cdef object describe
@@ -209,9 +322,8 @@ cdef class BoundFunction:
     def __init__(self):
         raise TypeError("BoundFunction: take one from a virtual machine, vm[name]")
 
-    def __dealloc__(self):
-        if self.program != NULL:
-            object_release(self.program)
+    def __reduce__(self):
+        return self.describe.reduce_function(self.name)
 
     def __call__(self, *args, **kwargs):
         raise SystemError("vectorcall is used instead")
@@ -349,11 +461,13 @@ cdef int raise_error(BoundFunction self, Context* cx) except -1:
     raise error
 
 
-cdef object make_bound(Program* program, VmFunc* func, str name, tuple param_names, object describe, int gil_mode):
+cdef object make_bound(
+    ProgramOwner owner, VmFunc* func, str name, tuple param_names, object describe, int gil_mode
+):
     cdef BoundFunction f = BoundFunction.__new__(BoundFunction)
     f.vectorcall = <void*>bound_call
-    object_retain(program)
-    f.program = program
+    f.program = owner.program
+    f.owner = owner
     f.func = func
     f.name = name
     f.param_names = param_names
@@ -388,6 +502,7 @@ cdef object copy_info(object info):
     )
 
 
+@cython.no_gc_clear
 cdef class Machine:
     """An executable made ready to run: verified, linked and decoded. May be called from many threads at once.
 
@@ -395,7 +510,8 @@ cdef class Machine:
     ----------
     executable : VMExecutable
     describe : callable(error, frames)
-        Adds the VM traceback to an exception; frames are (function index, pc) pairs, outermost first.
+        Adds the VM traceback to an exception; frames are (function index, pc) pairs, outermost first. Its method
+        reduce_function(name) says how a function of this machine is pickled.
     pooled : bool
         Whether storages are kept for reuse.
     gil : {"auto", "release", "hold"}
@@ -405,7 +521,8 @@ cdef class Machine:
     memory_limit : int or None
         Bytes that the allocator of storages may take from the system.
     """
-    cdef Program* program
+    cdef Program* program  # of the owner
+    cdef ProgramOwner owner
     cdef dict functions
     cdef readonly object executable
     cdef readonly object profile_lock  # held by who profiles
@@ -427,9 +544,12 @@ cdef class Machine:
             debug=getattr(executable, "debug", ()),
         )
         verify_executable(parts)
-        self.program = decode(
+        self.owner = ProgramOwner.__new__(ProgramOwner)
+        self.owner.program = decode(
             parts.functions, parts.constants, parts.instr_offset, parts.instr_data, tuple(libraries), pooled
         )
+        self.program = self.owner.program
+        self.owner.find_callees()
         parts.constants = None  # the program has them
         self.parts = parts
         self.profile_lock = RLock()
@@ -443,10 +563,6 @@ cdef class Machine:
         self.gil_mode = _GIL_MODES[gil]
         self.functions = {}
 
-    def __dealloc__(self):
-        if self.program != NULL:
-            object_release(self.program)
-
     def function(self, name):
         """The function called `name`, the same object every time. Raises FunctionNotFoundError."""
         cdef int32_t i
@@ -456,7 +572,7 @@ cdef class Machine:
         for i, info in enumerate(self.parts.functions):
             if info.name == name and self.program.funcs[i].kind != FUNC_PACKED:
                 names = tuple(info.param_names) or tuple(f"arg{k}" for k in range(info.num_args))
-                found = make_bound(self.program, &self.program.funcs[i], name, names, self.describe, self.gil_mode)
+                found = make_bound(self.owner, &self.program.funcs[i], name, names, self.describe, self.gil_mode)
                 self.functions[name] = found
                 return found
         known = ", ".join(info.name for info in self.parts.functions if info.kind != FUNC_PACKED)
@@ -477,25 +593,26 @@ cdef class Machine:
 
         Calls that run already without instrument and profiler go on without. Returns the one before.
         """
-        return self.set_hook(instrument, &self.program.instrument)
+        self.decode_for(instrument)
+        before = self.owner.instrument
+        # Shown to running calls before the old one goes; nothing between lets another thread in.
+        self.program.instrument = NULL if instrument is None else <void*>instrument
+        self.owner.instrument = instrument
+        return before
 
     def set_profiler(self, profiler):
         """Sets the profiler, or clears it with None. It is called after each Call that succeeded, as
         f(pc, func_index, start_ns, end_ns, depth, allocated_bytes, args, result)."""
-        return self.set_hook(profiler, &self.program.profiler)
+        self.decode_for(profiler)
+        before = self.owner.profiler
+        self.program.profiler = NULL if profiler is None else <void*>profiler
+        self.owner.profiler = profiler
+        return before
 
-    cdef object set_hook(self, object hook, void** place):
-        cdef void* old
+    cdef int decode_for(self, object hook) except -1:
         if hook is not None:
             decode_hooked(self.program, self.parts.instr_offset, self.parts.instr_data)
-            Py_INCREF(hook)
-        old = place[0]  # read and replaced in one go: nothing between lets another thread in
-        place[0] = NULL if hook is None else <void*>hook
-        if old == NULL:
-            return None
-        before = <object>old
-        Py_DECREF(before)
-        return before
+        return 0
 
     def trim(self):
         """Gives memory that is kept for reuse back to the system; returns its bytes."""
@@ -563,6 +680,8 @@ cdef int install() except -1:
     vm_enable_vectorcall(BoundFunction, <char*>&probe.vectorcall - <char*><void*>probe)
     vm_set_tensor_type(Tensor)
     forbid_new(BoundFunction)
+    forbid_new(ProgramOwner)
+    vm_set_traverse(ProgramOwner, traverse_owner)
     return 0
 
 

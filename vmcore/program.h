@@ -97,8 +97,10 @@ typedef struct Program {
   void (*release)(struct Program *self);
   void (*reclaim)(struct Program *self); /* frees idle contexts; with the GIL */
   struct Context *idle; /* free list, guarded by the GIL */
-  void *instrument;     /* PyObject*, owned, or NULL: called before and after every Call; guarded by the GIL */
-  void *profiler;       /* PyObject*, owned, or NULL: called after every Call with its times */
+  int64_t n_contexts;   /* idle and running, guarded by the GIL */
+  void *instrument;     /* PyObject*, borrowed from the ProgramOwner, or NULL: called before and after every Call; guarded
+                         * by the GIL */
+  void *profiler;       /* likewise: called after every Call with its times */
 } Program;
 
 typedef struct Frame {

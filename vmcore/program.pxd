@@ -71,6 +71,7 @@ cdef extern from "vmcore/program.h" nogil:
         void (*release)(Program* self) noexcept nogil
         void (*reclaim)(Program* self) noexcept nogil
         Context* idle
+        int64_t n_contexts
         void* instrument
         void* profiler
 

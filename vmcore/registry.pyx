@@ -7,6 +7,7 @@ import importlib
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 
 from vmcore.builtins cimport builtin_table
+from vmcore.memory cimport memory_keep
 from vmcore.objects cimport Function, function_from_callable, function_from_native, named_function
 from vmcore.value cimport DirectEntry, FunctionObj, KernelEntry, object_retain
 
@@ -27,6 +28,7 @@ cdef int add_table(const KernelEntry* table, int n) except -1:
         f = function_from_native(table[i].fn, NULL, table[i].ns_per_byte)
         if f == NULL:
             raise MemoryError("registry: no memory for a function")
+        memory_keep(f)
         name = table[i].name.decode()
         _functions.setdefault(name, named_function(&f.head, name))
     return 0
@@ -221,14 +223,20 @@ def _invoke_debug_func(*args):
     found(*args[2:])
 
 
-cdef int add_python(str name, object f) except -1:
-    _functions[name] = named_function(&function_from_callable(f).head, name)
+cdef int add_python(str name, object f, int arity=-1) except -1:
+    """Registers a builtin written in Python; a wrong number of arguments is an error of the VM, as for others."""
+    def checked(*args):
+        if len(args) != arity:
+            raise errors.ArgumentTypeError(f"{name}: expected {arity} arguments, got {len(args)}")
+        return f(*args)
+    _functions[name] = named_function(&function_from_callable(f if arity < 0 else checked).head, name)
+    memory_keep((<Function>_functions[name]).obj)
     return 0
 
 
-add_python("vm.builtin.register_py_func", register_py_func)
-add_python("vm.builtin.get_py_func", get_py_func)
-add_python("vm.builtin.clear_py_func_registry", clear_py_func_registry)
+add_python("vm.builtin.register_py_func", register_py_func, 2)
+add_python("vm.builtin.get_py_func", get_py_func, 1)
+add_python("vm.builtin.clear_py_func_registry", clear_py_func_registry, 0)
 add_python("vm.builtin.call_py_func", _call_py_func)
 add_python("vm.builtin.invoke_debug_func", _invoke_debug_func)
 

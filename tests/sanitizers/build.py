@@ -15,8 +15,9 @@ SOURCES = ("vmcore", "pyvm", "tests", "setup.py", "pyproject.toml")
 FLAGS = {
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "tsan": ["-fsanitize=thread"],
+    "checked": [],
 }
-LIBRARIES = {"asan": ("libasan.so", "libubsan.so"), "tsan": ("libtsan.so",)}
+LIBRARIES = {"asan": ("libasan.so", "libubsan.so"), "tsan": ("libtsan.so",), "checked": ()}
 COMMON = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-tree-slp-vectorize", "-Wno-unused-function", "-w"]
 
 
@@ -44,7 +45,10 @@ def copy_sources(kind: str, root: Path = ROOT) -> Path:
 def build(kind: str, root: Path = ROOT) -> Path:
     """Builds the tree in place; returns it."""
     tree = copy_sources(kind, root)
-    subprocess.run([sys.executable, "tests/sanitizers/build.py", kind], cwd=tree, check=True, env=_plain_env())
+    env = _plain_env()
+    if kind == "checked":
+        env["VMCORE_CHECKED"] = "1"  # read by setup.py
+    subprocess.run([sys.executable, "tests/sanitizers/build.py", kind], cwd=tree, check=True, env=env)
     return tree
 
 
@@ -66,6 +70,8 @@ def environment(kind: str, tree: Path) -> dict[str, str]:
     """Environment of a Python that runs the sanitized tree."""
     env = _plain_env()
     env["PYTHONPATH"] = str(tree)
+    if kind == "checked":
+        return env
     env["PYTHONMALLOC"] = "malloc"  # so that the sanitizer sees the interpreter's small blocks
     env["LD_PRELOAD"] = " ".join(library(name) for name in LIBRARIES[kind])
     if kind == "asan":

@@ -255,6 +255,14 @@ def test_functions_of_the_py_func_registry_keep_their_exceptions() -> None:
         vm["enter"](3, len)
 
 
+@pytest.mark.parametrize("name", ["register_py_func", "get_py_func", "clear_py_func_registry"])
+def test_wrong_number_of_arguments_of_builtins_written_in_python(name: str) -> None:
+    program = f"func @main(%0) regs=2\n  call @vm.builtin.{name} (%0, %0, %0) -> %1\n  ret %1"
+    with pytest.raises(errors.ArgumentTypeError, match=rf"vm.builtin.{name}: expected \d arguments, got 3") as caught:
+        VirtualMachine(assemble(program))["main"](1)
+    assert caught.value.__notes__
+
+
 def test_every_builtin_is_covered() -> None:
     used = {info.name for case in BUILTINS.values() for info in assemble(case.program).functions}
     used |= {info.name for case, _ in OURS.values() for info in assemble(case.program).functions}

@@ -194,11 +194,23 @@ KERNEL_FLOATS(EXP_FINISH)
 KERNEL_INTS(ARG_EXTREME)
 KERNEL_FLOATS(ARG_EXTREME)
 
+/* Any byte but 0 is true. Where no element is the wanted one all are equal. */
+static void arg_extreme_bool(const void *in, int64_t outer, int64_t n, int64_t inner, int smallest, int last,
+                             int64_t *out) {
+  for (int64_t o = 0; o < outer; ++o)
+    for (int64_t j = 0; j < inner; ++j) {
+      const uint8_t *x = (const uint8_t *)in + o * n * inner + j;
+      int64_t first = last ? n - 1 : 0, step = last ? -1 : 1, at = first;
+      while (at >= 0 && at < n && (x[at * inner] != 0) == (smallest != 0)) at += step;
+      out[o * inner + j] = at >= 0 && at < n ? at : first;
+    }
+}
+
 typedef void (*ArgExtremeLoop)(const void *x, int64_t outer, int64_t n, int64_t inner, int smallest, int last,
                                int64_t *out);
 static const ArgExtremeLoop arg_extreme_loops[K_COUNT] = {
 #define ROW(s, T, k) [k] = arg_extreme_##s,
-    KERNEL_INTS(ROW) KERNEL_FLOATS(ROW)[K_BOOL] = arg_extreme_u8,
+    KERNEL_INTS(ROW) KERNEL_FLOATS(ROW)[K_BOOL] = arg_extreme_bool,
 #undef ROW
 };
 

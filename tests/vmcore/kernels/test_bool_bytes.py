@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -85,3 +87,16 @@ def test_nonzero() -> None:
     assert call_kernel("nonzero_count", x.view(bool)) == 3
     call_kernel("nonzero", x.view(bool), out)
     assert out.tolist() == [[1, 2, 4]]
+
+
+@pytest.mark.parametrize(("name", "oracle"), [("argmax", np.argmax), ("argmin", np.argmin)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_extremes(name: str, oracle: Callable[..., np.ndarray], axis: int) -> None:
+    raw = np.random.default_rng(1).choice(np.array([0, 1, 2, 255], np.uint8), (9, 7))
+    raw[:, 0], raw[:, 1], raw[0], raw[1] = 0, (1, 2, 255) * 3, 0, (3, 255, 1, 2, 7, 1, 1)
+    truth = raw != 0
+    first, last = np.zeros(raw.shape[1 - axis], np.int64), np.zeros(raw.shape[1 - axis], np.int64)
+    call_kernel(name, raw.view(bool), axis, 0, first)
+    call_kernel(name, raw.view(bool), axis, 1, last)
+    assert first.tolist() == oracle(truth, axis=axis).tolist()
+    assert last.tolist() == (raw.shape[axis] - 1 - oracle(np.flip(truth, axis), axis=axis)).tolist()

@@ -1,6 +1,7 @@
 """Operators, one module per family: each has a struct-info rule, a numpy reference, a lowering and a constructor.
 
     elementwise    unary functions, activations, binary arithmetic, comparisons, logic, where, cast
+    fused          chains of elementwise operators as one
     reduce         reductions over axes, argmax and argmin, cumsum
     linalg         matmul, gemm, integer matmul, einsum
     convolution    conv, conv_transpose
@@ -148,6 +149,7 @@ from pyvm.op.elementwise import (
     thresholded_relu,
     where,
 )
+from pyvm.op.fused import fused_elementwise
 from pyvm.op.index import (
     gather,
     gather_elements,
@@ -404,6 +406,7 @@ __all__ = [
     "fmod",
     "full",
     "full_like",
+    "fused_elementwise",
     "gather",
     "gather_elements",
     "gather_nd",

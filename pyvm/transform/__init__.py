@@ -34,6 +34,7 @@ from .fold_constants import fold_constants
 from .fold_scale_shift import fold_scale_shift
 from .fuse_activation import fuse_activation
 from .fuse_bias import fuse_bias
+from .fuse_elementwise import fuse_elementwise
 from .kill_after_last_use import kill_after_last_use
 from .lambda_lift import lambda_lift
 from .legalize import legalize
@@ -55,6 +56,7 @@ __all__ = [
     "fold_scale_shift",
     "fuse_activation",
     "fuse_bias",
+    "fuse_elementwise",
     "kill_after_last_use",
     "lambda_lift",
     "legalize",

@@ -14,6 +14,7 @@ from .fold_constants import fold_constants
 from .fold_scale_shift import fold_scale_shift
 from .fuse_activation import fuse_activation
 from .fuse_bias import fuse_bias
+from .fuse_elementwise import fuse_elementwise
 from .kill_after_last_use import kill_after_last_use
 from .lambda_lift import lambda_lift
 from .legalize import legalize
@@ -41,6 +42,7 @@ OPTIMIZE: tuple[Pass, ...] = (
     fold_constants,
     eliminate_common_subexpressions,
     eliminate_dead_code,
+    fuse_elementwise,  # last of all: what it makes is opaque to the others, and values with one reader are counted
 )
 
 # Operators in, instructions out. The order is fixed: each pass needs the form that the one before it leaves.

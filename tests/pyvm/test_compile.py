@@ -89,4 +89,4 @@ def test_long_programs() -> None:
     started = time.process_time()
     executable = pyvm.compile(build(body, x=tensor(N)))
     assert time.process_time() - started < 5
-    assert len(executable.instr_offset) > 2000
+    assert len(executable.instr_offset) > 100  # the chains between the concatenations are fused

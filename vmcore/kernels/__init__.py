@@ -16,6 +16,7 @@ KERNELS = {
         "where"
     ),
     "cast": "cast",
+    "fused": "fused_elementwise",
     "reduce": (
         "argmax argmin cumsum reduce_all reduce_any reduce_l1 reduce_l2 reduce_log_sum reduce_log_sum_exp reduce_max "
         "reduce_mean reduce_min reduce_prod reduce_sum reduce_sum_square"

@@ -5,24 +5,10 @@
 #include <math.h>
 
 #include "vmcore/kernels/broadcast.h"
-#include "vmcore/kernels/dtypes.h"
+#include "vmcore/kernels/elementwise_ops.h"
 #include "vmcore/kernels/simd.h"
 
-/* o[i] = f(a[i * sa], b[i * sb]); strides are 1 or 0, not both 0 unless n is 1. o is a or b, or apart from them. */
-typedef void (*BinaryLoop)(const void *a, const void *b, void *o, int64_t n, int64_t sa, int64_t sb);
-typedef void (*WhereLoop)(const uint8_t *c, const void *a, const void *b, void *o, int64_t n, int64_t sa, int64_t sb);
-
-#define HOT_BINARY(X)                                                                                     \
-  X(add) X(sub) X(mul) X(div) X(maximum) X(minimum) X(prelu) X(equal) X(not_equal) X(less) X(less_equal)  \
-  X(greater) X(greater_equal)
-#define OTHER_BINARY(X)                                                                                   \
-  X(floor_div) X(mod) X(fmod) X(pow) X(atan2) X(bitwise_and) X(bitwise_or) X(bitwise_xor) X(left_shift)   \
-  X(right_shift) X(logical_and) X(logical_or) X(logical_xor)
-
 enum {
-#define ROW(op) B_##op,
-  HOT_BINARY(ROW) OTHER_BINARY(ROW) B_COUNT,
-#undef ROW
 #define ROW(op) +1
   N_HOT = 0 HOT_BINARY(ROW)
 #undef ROW
@@ -199,14 +185,6 @@ KERNEL_FLOATS(POW_LOOP)
 
 /* ---- table ------------------------------------------------------------------------------------------------------- */
 
-enum { OUT_SAME = 0, OUT_BOOL = 1 };
-
-typedef struct BinaryOp {
-  const char *name;
-  int8_t out, refuses_zero; /* refuses_zero: integer divisors are scanned first */
-  BinaryLoop loop[K_COUNT]; /* NULL: the op has no such dtype; filled by binary_init */
-} BinaryOp;
-
 static BinaryOp binary_ops[B_COUNT] = {
 #define ROW(op) [B_##op] = {.name = #op},
     HOT_BINARY(ROW) OTHER_BINARY(ROW)
@@ -218,6 +196,8 @@ static DirectEntry binary_direct[N_DIRECT + 1] = { /* filled by binary_init */
     DIRECT_BINARY(ROW)
 #undef ROW
 };
+
+static const void *binary_where_loops(void) { return hot.where; }
 
 /* Fills the table with the loops of one instruction set; called at import, and by tests for each set in turn. */
 static void binary_init(int isa) {

@@ -12,6 +12,8 @@ cdef extern from "vmcore/kernels/binary.h" nogil:
     const DirectEntry* binary_direct
     enum:
         BINARY_ENTRIES
+    const void* binary_ops
+    const void* binary_where_loops()
     void binary_init(int isa)
     int vm_isa_detect()
 
@@ -23,6 +25,14 @@ cdef const KernelEntry* kernel_table(int* n) noexcept:
 
 cdef const DirectEntry* direct_table() noexcept:
     return binary_direct
+
+
+cdef const void* binary_table() noexcept nogil:
+    return <const void*>binary_ops
+
+
+cdef const void* where_table() noexcept nogil:
+    return binary_where_loops()
 
 
 def select_isa(level=None) -> int:

@@ -1,4 +1,4 @@
-/* numpy broadcasting of up to three compact inputs to one compact output, as rows along the innermost dimension.
+/* numpy broadcasting of a few compact inputs to one compact output, as rows along the innermost dimension.
  *
  * Dimensions of size 1 are dropped and neighbours merged where every input steps through both alike, so most calls
  * come down to one or two dimensions; along the innermost one an input has stride 1 (runs) or 0 (one value). */
@@ -7,7 +7,9 @@
 
 #include "vmcore/kernels/args.h"
 
+#ifndef BROADCAST_INPUTS
 #define BROADCAST_INPUTS 3
+#endif
 
 typedef struct Broadcast {
   int32_t ndim, n_in;
@@ -20,14 +22,17 @@ typedef struct Broadcast {
 /* Plans the rows; fails unless out's shape is exactly the broadcast of the inputs' shapes. */
 static int broadcast_plan(const char *op, const ArgTensor *const *in, int32_t n_in, const ArgTensor *out,
                           Broadcast *b) {
-  int64_t run[BROADCAST_INPUTS] = {1, 1, 1};
+  int64_t run[BROADCAST_INPUTS], step[BROADCAST_INPUTS];
   int32_t nd = 0;
-  for (int32_t k = 0; k < n_in; ++k)
+  for (int32_t k = 0; k < n_in; ++k) {
+    run[k] = 1;
     if (in[k]->ndim > out->ndim)
       return arg_fail_pair(op, ERR_SHAPE, "rank above the output's", "input", in[k], "output", out);
+  }
   for (int32_t d = 1; d <= out->ndim; ++d) {
-    int64_t n = out->shape[out->ndim - d], wanted = 1, step[BROADCAST_INPUTS] = {0, 0, 0};
+    int64_t n = out->shape[out->ndim - d], wanted = 1;
     for (int32_t k = 0; k < n_in; ++k) {
+      step[k] = 0;
       int64_t m = d <= in[k]->ndim ? in[k]->shape[in[k]->ndim - d] : 1;
       if (m == 1) continue;
       if (m != n) return arg_fail_pair(op, ERR_SHAPE, "shapes do not broadcast", "input", in[k], "output", out);

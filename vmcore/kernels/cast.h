@@ -5,13 +5,11 @@
 #define VMCORE_KERNELS_CAST_H
 
 #include "vmcore/kernels/args.h"
-#include "vmcore/kernels/dtypes.h"
+#include "vmcore/kernels/elementwise_ops.h"
 #include "vmcore/kernels/simd.h"
 
 #define VM_ISA_BODY "vmcore/kernels/half.h"
 #include "vmcore/kernels/per_isa.h"
-
-typedef void (*CastLoop)(const void *x, void *y, int64_t n);
 
 #define CAST_TYPES(X)                                                                                        \
   X(i8, int8_t) X(i16, int16_t) X(i32, int32_t) \

@@ -11,6 +11,7 @@ cdef extern from "vmcore/kernels/cast.h" nogil:
     enum:
         K_NONE
     int kernel_dtype(VmDataType t)
+    const void* cast_loops
     void cast_init(int isa)
     int vm_isa_detect()
     void cast_elements(const char* x, int from_, int64_t item_x, char* y, int to, int64_t item_y, int64_t n)
@@ -40,6 +41,10 @@ _table[0].ns_per_byte = 0.05
 cdef const KernelEntry* kernel_table(int* n) noexcept:
     n[0] = 1
     return _table
+
+
+cdef const void* cast_table() noexcept nogil:
+    return <const void*>cast_loops
 
 
 def select_isa(level=None) -> int:

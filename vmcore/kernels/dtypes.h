@@ -4,6 +4,7 @@
 
 #include "vmcore/value.h"
 
+/* The numbers are part of the programs of kernel.fused_elementwise, which files hold: they stay. */
 enum {
   K_BOOL, K_I8, K_I16, K_I32, K_I64, K_U8, K_U16, K_U32, K_U64, K_F16, K_BF16, K_F32, K_F64, K_COUNT, K_NONE = -1
 };

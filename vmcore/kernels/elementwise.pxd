@@ -2,3 +2,6 @@ from vmcore.value cimport DirectEntry, KernelEntry
 
 cdef const KernelEntry* kernel_table(int* n) noexcept
 cdef const DirectEntry* direct_table() noexcept
+
+# The table of loops as fused.h declares it, by operator and element type; its entries follow select_isa.
+cdef const void* unary_table() noexcept nogil

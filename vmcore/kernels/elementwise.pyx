@@ -11,6 +11,7 @@ cdef extern from "vmcore/kernels/unary.h" nogil:
     const DirectEntry* unary_direct_entries
     enum:
         UNARY_ENTRIES
+    const void* unary_ops
     void unary_init(int isa)
     int vm_isa_detect()
 
@@ -22,6 +23,10 @@ cdef const KernelEntry* kernel_table(int* n) noexcept:
 
 cdef const DirectEntry* direct_table() noexcept:
     return unary_direct_entries
+
+
+cdef const void* unary_table() noexcept nogil:
+    return <const void*>unary_ops
 
 
 def select_isa(level=None) -> int:

@@ -5,29 +5,10 @@
 #include <math.h>
 
 #include "vmcore/kernels/args.h"
-#include "vmcore/kernels/dtypes.h"
+#include "vmcore/kernels/elementwise_ops.h"
 #include "vmcore/kernels/simd.h"
 
-/* p: the kernel's parameters (two at most) as doubles. y == x, or apart from it. */
-typedef void (*UnaryLoop)(const void *x, void *y, int64_t n, const double *p);
-
-/* X(name), with the number of parameters in UNARY_PARAMS below. SIMPLE: float32 and float64 loops per instruction set;
- * VECTOR: float32 per instruction set, float64 from libm; LIBM: both from libm. */
-#define SIMPLE_UNARY(X)                                                                                            \
-  X(relu) X(abs) X(neg) X(square) X(sqrt) X(rsqrt) X(reciprocal) X(floor) X(ceil) X(round) X(sign) X(softsign)     \
-  X(hard_swish) X(leaky_relu) X(hard_sigmoid) X(thresholded_relu) X(clip) X(shrink)
-#define VECTOR_UNARY(X)                                                                                            \
-  X(exp) X(log) X(sigmoid) X(tanh) X(erf) X(gelu) X(gelu_tanh) X(silu) X(softplus) X(mish) X(elu) X(selu) X(celu)
-#define LIBM_UNARY(X)                                                                                              \
-  X(sin) X(cos) X(tan) X(asin) X(acos) X(atan) X(sinh) X(cosh) X(asinh) X(acosh) X(atanh)
-#define HOT_UNARY(X) SIMPLE_UNARY(X) VECTOR_UNARY(X)
-#define ALL_UNARY(X) HOT_UNARY(X) LIBM_UNARY(X)
-
 enum {
-#define ROW(op) U_##op,
-  ALL_UNARY(ROW)
-#undef ROW
-  U_bitwise_not, U_logical_not, U_COUNT,
 #define ROW(op) +1
   N_SIMPLE = 0 SIMPLE_UNARY(ROW), N_HOT = 0 HOT_UNARY(ROW)
 #undef ROW
@@ -105,12 +86,6 @@ LOOP(bitwise_not, bool, uint8_t, v == 0)
 #undef LOOP
 
 /* ---- table ------------------------------------------------------------------------------------------------------- */
-
-typedef struct UnaryOp {
-  const char *name;
-  int32_t n_params;
-  UnaryLoop loop[K_COUNT]; /* NULL: the op has no such dtype; the hot rows are filled by unary_init */
-} UnaryOp;
 
 static UnaryOp unary_ops[U_COUNT] = {
 #define ROW(op) [U_##op] = {.name = #op},

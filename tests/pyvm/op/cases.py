@@ -214,6 +214,22 @@ case("not_equal", op.not_equal, i(9, low=0, high=1), i(9, low=0, high=1), oracle
 for _name, _onnx in {"logical_and": "And", "logical_or": "Or", "logical_xor": "Xor"}.items():
     case(_name, getattr(op, _name), b(3, 4), b(4), sym=("n,4", "4"), onnx=_onnx)
 case("where", op.where, b(3, 4), f(4), f(3, 1), sym=("n,4", "4", "n,1"), onnx="Where")
+case(
+    "fused_elementwise",
+    lambda x, y, c: op.fused_elementwise("mul(x0, x1); add(t0, 0.5); tanh(t1); where(x2, t2, x0)", x, y, c),
+    f(3, 4),
+    f(4),
+    b(3, 1),
+    sym=("n,4", "4", "n,1"),
+    oracle=lambda x, y, c: np.where(c, np.tanh(x * y + np.float32(0.5)), x),
+    tolerance=5e-6,
+)
+case(
+    "fused_elementwise-int32",
+    lambda x: op.fused_elementwise("mul(x0, 3); cast(t0, dtype=float32); clip(t1, lo=-4.0, hi=None)", x),
+    i(4, 3, dtype="int32"),
+    oracle=lambda x: np.maximum((x * 3).astype(np.float32), -4),
+)
 case("where-int64", op.where, b(4), i(4), i(4), onnx="Where")
 for _to in ("float64", "int32", "uint8", "bool"):
     case(

@@ -1,0 +1,203 @@
+"""Fusion of elementwise operators."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+
+from pyvm.ir import (
+    Binding,
+    BindingBlock,
+    Call,
+    Constant,
+    Expr,
+    ExternFunc,
+    Function,
+    GlobalVar,
+    IRModule,
+    TensorStructInfo,
+    Var,
+    VarBinding,
+)
+from pyvm.op.common import same_shape
+from pyvm.op.fused import Operand, Step, encode, format_program, fused_elementwise, is_scalar, is_supported
+from pyvm.op.registry import Op
+
+from .rewriter import Rewriter, count_uses
+
+_MAX_STEPS = 32
+_MAX_INPUTS = 12
+
+
+def fuse_elementwise(module: IRModule) -> IRModule:
+    """No elementwise operator reads what only it reads and another elementwise operator of this shape made.
+
+    Such operators are one `fused_elementwise`, which keeps what lies between them in cache. What is read elsewhere too
+    stays a value of its own; so does what is broadcast to a larger shape, which would be computed more often.
+    """
+    return _FuseElementwise(module).run()
+
+
+class _FuseElementwise(Rewriter):
+    def rewrite_function(self, name: str, function: Function) -> Function:
+        self._uses = count_uses(function)
+        return super().rewrite_function(name, function)
+
+    def rewrite_block(self, block: BindingBlock) -> None:
+        outer = getattr(self, "_groups", {}), getattr(self, "_inner", set())
+        self._groups, self._inner = _groups_of(block, self._uses)
+        super().rewrite_block(block)
+        self._groups, self._inner = outer
+
+    def visit(self, binding: Binding) -> None:
+        if binding.var in self._inner:
+            return
+        group = self._groups.get(binding.var)
+        if group is None:
+            self.keep(self.remap(binding))
+            return
+        steps, args = _program(group)
+        fused = fused_elementwise(format_program(steps), *map(self.leaf, args))
+        sources = [member.value.source for member in group if member.value.source is not None]  # type: ignore[union-attr]
+        source = " + ".join(dict.fromkeys(sources)) or None
+        call = Call(fused.op, fused.args, fused.attrs, binding.value.struct_info, source)
+        self.keep(VarBinding(binding.var, call, source or binding.source))
+
+
+Groups = dict[Var, list[Binding]]
+
+
+def _groups_of(block: BindingBlock, uses: dict[Var, int]) -> tuple[Groups, set[Var]]:
+    """Bindings to fuse, in order, by the variable of the last one; and the variables of all but the last ones."""
+    bindings = block.bindings
+    position = {binding.var: number for number, binding in enumerate(bindings)}
+    fusable = [isinstance(binding, VarBinding) and _is_elementwise(binding.value) for binding in bindings]
+    others = [0]  # how many bindings before each one cannot be fused
+    for flag in fusable:
+        others.append(others[-1] + (not flag))
+    taken = [False] * len(bindings)
+    groups: Groups = {}
+    inner: set[Var] = set()
+    for root in range(len(bindings) - 1, -1, -1):
+        if taken[root] or not fusable[root]:
+            continue
+        members = _grow(bindings, root, position, fusable, taken, others, uses)
+        while len(members) > 1 and not _fits(members, bindings[root]):
+            members = members[1:]  # what a member made before becomes an argument
+        if len(members) > 1:
+            for member in members:
+                taken[position[member.var]] = True
+            groups[bindings[root].var] = members
+            inner.update(member.var for member in members[:-1])
+    return groups, inner
+
+
+def _grow(
+    bindings: tuple[Binding, ...],
+    root: int,
+    position: dict[Var, int],
+    fusable: list[bool],
+    taken: list[bool],
+    others: list[int],
+    uses: dict[Var, int],
+) -> list[Binding]:
+    """The binding at `root` and those before it that only they read, nearest first, then in order.
+
+    Candidates are looked at from the last to the first, so all readers of one have been seen before it.
+    """
+    shape = bindings[root].var.struct_info.shape  # type: ignore[union-attr]
+    reads: dict[Var, int] = {}
+    first_reader: dict[Var, int] = {}
+    members = [bindings[root]]
+    candidates: list[int] = []
+    at = root
+    while True:
+        for operand in bindings[at].value.args:  # type: ignore[union-attr]
+            if isinstance(operand, Var):
+                if operand not in reads and operand in position:
+                    heapq.heappush(candidates, -position[operand])
+                reads[operand] = reads.get(operand, 0) + 1
+                first_reader[operand] = at
+        while candidates:
+            at = -heapq.heappop(candidates)
+            binding = bindings[at]
+            info = binding.var.struct_info
+            if not fusable[at] or taken[at] or reads[binding.var] != uses.get(binding.var):
+                continue
+            if not (same_shape(info.shape, shape) or is_scalar(info)):  # type: ignore[union-attr]
+                continue
+            if _keeps_more_alive(binding) and others[first_reader[binding.var]] != others[at]:
+                continue
+            break
+        else:
+            break
+        if len(members) == _MAX_STEPS:
+            break
+        members.append(binding)
+    members.reverse()
+    return members
+
+
+def _keeps_more_alive(binding: Binding) -> bool:
+    """Whether moving the operator down to its reader may need more memory in between: it has several inputs."""
+    tensors = {arg for arg in binding.value.args if isinstance(arg, Var) and not is_scalar(arg.struct_info)}  # type: ignore[union-attr]
+    return len(tensors) > 1
+
+
+def _is_elementwise(value: Expr) -> bool:
+    if not isinstance(value, Call) or isinstance(value.op, (ExternFunc, GlobalVar, Var)):
+        return False
+    if not isinstance(value.op, Op) or not is_supported(value) or not any(isinstance(arg, Var) for arg in value.args):
+        return False
+    if value.op.name == "pow":  # its loop knows some exponents if there is only one: that must not change
+        exponent, result = value.args[1].struct_info, value.struct_info
+        assert isinstance(exponent, TensorStructInfo) and isinstance(result, TensorStructInfo)
+        return is_scalar(exponent) or same_shape(exponent.shape, result.shape)
+    return True
+
+
+def _fits(members: list[Binding], root: Binding) -> bool:
+    """Whether the kernel can run the chain, and the result is what it was."""
+    steps, args = _program(members)
+    if not args or len(args) > _MAX_INPUTS or encode(steps, args) is None:
+        return False
+    return fused_elementwise(format_program(steps), *args).struct_info == root.value.struct_info
+
+
+def _program(members: list[Binding]) -> tuple[list[Step], list[Expr]]:
+    """The steps of a group and the arguments they read."""
+    names: dict[object, Operand] = {}
+    args: list[Expr] = []
+    steps: list[Step] = []
+    for number, member in enumerate(members):
+        call = member.value
+        assert isinstance(call, Call)
+        operands = []
+        for arg in call.args:
+            operand = names.get(arg if isinstance(arg, Var) else id(arg))
+            if operand is None and isinstance(arg, Constant):
+                operand = _number(arg.data)
+            if operand is None:
+                operand = names[arg if isinstance(arg, Var) else id(arg)] = f"x{len(args)}"
+                args.append(arg)
+            operands.append(operand)
+        attrs = tuple(call.attrs.items())
+        typed = operands[call.op.name == "where" :]
+        if not any(isinstance(operand, str) for operand in typed):
+            attrs = (*attrs, ("of", call.args[-1].struct_info.dtype))  # type: ignore[union-attr]
+        steps.append(Step(call.op.name, tuple(operands), attrs))
+        names[member.var] = f"t{number}"
+    return steps, args
+
+
+def _number(array: np.ndarray) -> Operand | None:
+    """A constant of one element as a number that the text of a program gives back exactly; else None."""
+    if array.size != 1:
+        return None
+    value = array.reshape(()).item()
+    if array.dtype == np.float32:
+        value = float(str(array.reshape(())[()]))
+    if isinstance(value, float) and (value != value or np.asarray(value, array.dtype).tobytes() != array.tobytes()):
+        return None
+    return value

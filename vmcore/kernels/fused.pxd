@@ -1,0 +1,3 @@
+from vmcore.value cimport KernelEntry
+
+cdef const KernelEntry* kernel_table(int* n) noexcept

@@ -144,7 +144,7 @@ def _evaluate(attrs: dict[str, Any], *arrays: np.ndarray) -> np.ndarray:
             else expr.data  # type: ignore[attr-defined]
             for operand, expr in zip(step.operands, call.args, strict=True)
         ]
-        results.append(call.op.evaluate(call.attrs, *values))
+        results.append(get_op(step.op).evaluate(call.attrs, *values))
     return results[-1]
 
 
@@ -252,7 +252,7 @@ def _parameters(call: Call, dtype: str) -> list[int]:
     n = _OPCODES[call.op.name][2]
     if n == 0:
         return []
-    lowered = call.op.lower(call)
+    lowered = get_op(call.op.name).lower(call)
     assert isinstance(lowered, KernelCall)
     values = [float(v) for v in lowered.args[len(call.args) :]]  # type: ignore[arg-type]
     return [_double(v) for v in (*values, 0.0)[:2]]

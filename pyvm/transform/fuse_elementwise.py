@@ -24,7 +24,7 @@ from pyvm.op.common import same_shape
 from pyvm.op.fused import Operand, Step, encode, format_program, fused_elementwise, is_scalar, is_supported
 from pyvm.op.registry import Op
 
-from .rewriter import Rewriter, count_uses
+from .rewriter import Rewriter, count_uses, operands
 
 _MAX_STEPS = 32
 _MAX_INPUTS = 12
@@ -42,10 +42,12 @@ def fuse_elementwise(module: IRModule) -> IRModule:
 class _FuseElementwise(Rewriter):
     def rewrite_function(self, name: str, function: Function) -> Function:
         self._uses = count_uses(function)
+        self._groups: Groups = {}
+        self._inner: set[Var] = set()
         return super().rewrite_function(name, function)
 
     def rewrite_block(self, block: BindingBlock) -> None:
-        outer = getattr(self, "_groups", {}), getattr(self, "_inner", set())
+        outer = self._groups, self._inner
         self._groups, self._inner = _groups_of(block, self._uses)
         super().rewrite_block(block)
         self._groups, self._inner = outer
@@ -59,7 +61,7 @@ class _FuseElementwise(Rewriter):
             return
         steps, args = _program(group)
         fused = fused_elementwise(format_program(steps), *map(self.leaf, args))
-        sources = [member.value.source for member in group if member.value.source is not None]  # type: ignore[union-attr]
+        sources = [member.value.source for member in group if isinstance(member.value, Call) and member.value.source]
         source = " + ".join(dict.fromkeys(sources)) or None
         call = Call(fused.op, fused.args, fused.attrs, binding.value.struct_info, source)
         self.keep(VarBinding(binding.var, call, source or binding.source))
@@ -113,7 +115,7 @@ def _grow(
     candidates: list[int] = []
     at = root
     while True:
-        for operand in bindings[at].value.args:  # type: ignore[union-attr]
+        for operand in operands(bindings[at].value):
             if isinstance(operand, Var):
                 if operand not in reads and operand in position:
                     heapq.heappush(candidates, -position[operand])
@@ -141,7 +143,7 @@ def _grow(
 
 def _keeps_more_alive(binding: Binding) -> bool:
     """Whether moving the operator down to its reader may need more memory in between: it has several inputs."""
-    tensors = {arg for arg in binding.value.args if isinstance(arg, Var) and not is_scalar(arg.struct_info)}  # type: ignore[union-attr]
+    tensors = {arg for arg in operands(binding.value) if isinstance(arg, Var) and not is_scalar(arg.struct_info)}
     return len(tensors) > 1
 
 
@@ -173,7 +175,7 @@ def _program(members: list[Binding]) -> tuple[list[Step], list[Expr]]:
     for number, member in enumerate(members):
         call = member.value
         assert isinstance(call, Call)
-        operands = []
+        read = []
         for arg in call.args:
             operand = names.get(arg if isinstance(arg, Var) else id(arg))
             if operand is None and isinstance(arg, Constant):
@@ -181,12 +183,12 @@ def _program(members: list[Binding]) -> tuple[list[Step], list[Expr]]:
             if operand is None:
                 operand = names[arg if isinstance(arg, Var) else id(arg)] = f"x{len(args)}"
                 args.append(arg)
-            operands.append(operand)
+            read.append(operand)
         attrs = tuple(call.attrs.items())
-        typed = operands[call.op.name == "where" :]
+        typed = read[call.op.name == "where" :]
         if not any(isinstance(operand, str) for operand in typed):
             attrs = (*attrs, ("of", call.args[-1].struct_info.dtype))  # type: ignore[union-attr]
-        steps.append(Step(call.op.name, tuple(operands), attrs))
+        steps.append(Step(call.op.name, tuple(read), attrs))
         names[member.var] = f"t{number}"
     return steps, args
 

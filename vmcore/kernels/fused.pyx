@@ -1,4 +1,4 @@
-"""`kernel.fused_elementwise`: chains of elementwise operators, block by block in cache. Program format and loop: fused.h."""
+"""`kernel.fused_elementwise`: chains of elementwise operators, block by block in cache. Program and loops: fused.h."""
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t
 

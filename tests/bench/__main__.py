@@ -1,9 +1,11 @@
-"""`python -m tests.bench [names] [--quick] [--json FILE] [--models FOLDER]`: all benchmarks, or those named.
+"""`python -m tests.bench [names] [--quick] [--markdown] [--json FILE] [--models FOLDER]`: all benchmarks, or some.
 
 dispatch      ns per instruction, call and entry, next to TVM
 instructions  machine instructions of the same programs
+tiny          latency of tiny models at one and two threads, next to ONNX Runtime
 models        latency of real networks, next to ONNX Runtime
 startup       cold start, peak memory, cost of the import
+files         loading a large .vmx, sharing its pages, size of the wheel
 threads       throughput of two threads over one
 
 `pip install '.[bench]'` brings the peers; without them only our own figures are shown. Run it on a quiet machine:
@@ -19,9 +21,9 @@ import sys
 import time
 from pathlib import Path
 
-from tests.bench.report import machine, save
+from tests.bench.report import machine, markdown, save
 
-NAMES = ("dispatch", "instructions", "models", "startup", "threads")
+NAMES = ("dispatch", "instructions", "tiny", "models", "startup", "files", "threads")
 
 
 def main() -> int:
@@ -32,6 +34,9 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(NAMES))
     parser.add_argument("--quick", action="store_true", help="few repetitions: to see that it works, not to quote")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to FILE")
+    parser.add_argument(
+        "--markdown", action="store_true", help="at the end, all rows that have a budget as one Markdown table"
+    )
     parser.add_argument(
         "--models",
         type=Path,
@@ -57,6 +62,8 @@ def main() -> int:
         section.remarks.append(f"{time.perf_counter() - begin:.0f} s{', --quick' if arguments.quick else ''}")
         print(section.text(), flush=True)
         sections.append(section)
+    if arguments.markdown:
+        print(markdown(sections))
     if arguments.json is not None:
         save(arguments.json, about, sections)
     return 0

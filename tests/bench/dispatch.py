@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tests.bench.programs import CALLS, PROGRAMS, Kit, Program, PyvmKit, TvmKit, add_program, build, entry_program
+from tests.bench.programs import (
+    CALLS,
+    PROGRAMS,
+    WITH_TVM_KERNEL,
+    Kit,
+    Program,
+    PyvmKit,
+    TvmKit,
+    add_program,
+    build,
+    entry_program,
+)
 from tests.bench.report import Row, Section, Target, speedup
 from tests.bench.timing import Call, alternate, pinned, repeated
 
@@ -19,19 +31,27 @@ def run(quick: bool) -> Section:
     section = Section("dispatch", f"minimum over repetitions of {CALLS} calls, ns per call; one pinned core")
     passes, rounds = (1, 30) if quick else (4, 500)
     kits: dict[str, Kit] = {"pyvm": PyvmKit()}
+    programs = PROGRAMS
     try:
-        kits["TVM"] = TvmKit()
+        theirs = TvmKit()
     except ImportError as error:
         section.remarks.append(f"no TVM here: {error}")
+    else:
+        kits["TVM"] = theirs
+        programs = (*PROGRAMS, WITH_TVM_KERNEL)
     with pinned():
         calls = {program.name: _calls(program, kits) for program in PROGRAMS}
+        if programs is not PROGRAMS:
+            with tempfile.TemporaryDirectory() as folder:
+                both = {"pyvm": PyvmKit(theirs.export(folder)), "TVM": theirs}
+                calls[WITH_TVM_KERNEL.name] = _calls(WITH_TVM_KERNEL, both)
         best: dict[str, dict[str, float]] = {name: dict.fromkeys(kits, np.inf) for name in calls}
         # Passes over all rows, so that a bad moment of the machine does not decide a row.
         for _ in range(passes):
             for name, sides in calls.items():
                 for side, times in alternate(sides, rounds).items():
                     best[name][side] = min(best[name][side], times.min() / CALLS)
-        for program in PROGRAMS:
+        for program in programs:
             section.rows.append(_row(program.name, best[program.name], program.target))
         section.rows.append(_entry_row(kits, passes * rounds))
         section.rows.append(_array_row(kits, passes * rounds, section))

@@ -12,15 +12,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tests import ROOT
-from tests.bench.programs import PROGRAMS, PyvmKit, build, entry_program
+from tests.bench.programs import PROGRAMS, WITH_TVM_KERNEL, PyvmKit, TvmKit, add_program, build, entry_program
 from tests.bench.report import Row, Section
 
 CALLS = 2000
 FEW, MORE = 1, 3
 ENTRY = "Python -> VM entry and return, tensor (with a Python loop around it)"
+ARRAYS = "1-operator model on 16 floats, numpy -> numpy (with a Python loop around it)"
 
 
 def run(quick: bool) -> Section:
@@ -29,12 +34,18 @@ def run(quick: bool) -> Section:
     if shutil.which("valgrind") is None:
         section.remarks.append("skipped: valgrind is not installed")
         return section
-    names = [program.name for program in PROGRAMS] + [ENTRY]
+    names = [program.name for program in PROGRAMS] + [ENTRY, ARRAYS]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
+        library = []  # the kernel that TVM compiled, if it can
+        try:
+            library = [str(TvmKit().export(folder))]
+            names.append(WITH_TVM_KERNEL.name)
+        except ImportError as error:
+            section.remarks.append(f"no TVM here: {error}")
         command = ["valgrind", "--tool=callgrind", "--dump-before=getppid", f"--callgrind-out-file={out}"]
         done = subprocess.run(
-            [*command, sys.executable, "-m", "tests.bench.instructions"],
+            [*command, sys.executable, "-m", "tests.bench.instructions", *library],
             capture_output=True,
             text=True,
             cwd=ROOT,
@@ -52,13 +63,18 @@ def run(quick: bool) -> Section:
     return section
 
 
-def _child() -> None:
+def _child(library: Path | None) -> None:
     kit = PyvmKit()
-    runs = []
+    runs: list[tuple[Callable[[Any], Any], Any, int]] = []
     for program in PROGRAMS:
         function, argument = build(program, kit, CALLS)
         runs.append((function, argument, 1))
     runs.append((entry_program(kit), runs[1][1], CALLS))
+    add = add_program(kit)
+    runs.append((lambda value: add(value).numpy(), np.arange(16, dtype=np.float32), CALLS))
+    if library is not None:
+        function, argument = build(WITH_TVM_KERNEL, PyvmKit(library), CALLS)
+        runs.append((function, argument, 1))
     for function, argument, n in runs:
         for _ in range(n):
             function(argument)
@@ -71,4 +87,4 @@ def _child() -> None:
 
 
 if __name__ == "__main__":
-    _child()
+    _child(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from tests.bench.report import Target
 
 CALLS = 2000
+ALIGNMENT = 64
 IDENTITY = "bench.identity"
 
 
@@ -37,10 +39,14 @@ class PyvmKit:
     name = "pyvm"
     add_kernel = "kernel.add"
 
-    def __init__(self) -> None:
+    def __init__(self, library: Path | None = None) -> None:
+        """With `library`, `add` in it is the kernel in place of ours."""
         import pyvm
 
         self._pyvm = pyvm
+        self._libraries = [] if library is None else [pyvm.load_library(library)]
+        if library is not None:
+            self.add_kernel = "add"
         pyvm.register_func(IDENTITY, lambda value: value, override=True)
 
     def builder(self) -> Any:
@@ -49,11 +55,15 @@ class PyvmKit:
 
     def function(self, builder: Any) -> Callable[..., Any]:
         """`main` of the program in `builder`."""
-        return self._pyvm.VirtualMachine(builder.get())["main"]
+        return self._pyvm.VirtualMachine(builder.get(), libraries=self._libraries)["main"]
 
     def tensor(self, array: np.ndarray) -> Any:
-        """A tensor of this runtime."""
-        return self._pyvm.tensor(array)
+        """A tensor of this runtime; aligned like TVM's, so that kernels of libraries take it as it is."""
+        memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+        at = -memory.ctypes.data % ALIGNMENT
+        aligned = memory[at : at + array.nbytes].view(array.dtype).reshape(array.shape)
+        aligned[...] = array
+        return self._pyvm.tensor(aligned)
 
     def shape(self, dims: tuple[int, ...]) -> Any:
         """A shape constant."""
@@ -80,8 +90,14 @@ class TvmKit:
         total = te.compute((16,), lambda i: a[i] + b[i], name="total")
         kernel = te.create_prim_func([a, b, total]).with_attr("global_symbol", "add")
         host = {"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()}
-        library = tvm.compile(tvm.IRModule({"add": kernel}), target=tvm.target.Target(host))
-        tvm.register_global_func(self.add_kernel, library["add"], override=True)
+        self._library = tvm.compile(tvm.IRModule({"add": kernel}), target=tvm.target.Target(host))
+        tvm.register_global_func(self.add_kernel, self._library["add"], override=True)
+
+    def export(self, folder: str) -> Path:
+        """The add kernel as a shared library."""
+        path = Path(folder) / "add.so"
+        self._library.export_library(str(path))
+        return path
 
     def builder(self) -> Any:
         """A new ExecBuilder."""
@@ -232,9 +248,13 @@ PROGRAMS = (
     Program("Call -> Python identity, int", _unary(IDENTITY), target=Target(3.3, 2.5)),
     Program("Call -> Python identity, tensor", _unary(IDENTITY), "tensor", target=Target(5, 2.5)),
     Program("Goto", _goto, target=Target(2.3, 1.5)),
-    Program("If, falls through", _if_true, target=Target(4)),
+    Program("If, falls through", _if_true, target=Target(3.5)),
     Program("If, jumps", _if_false, prologue=_zero, target=Target(2.3, 1.5)),  # bound like Goto: by a load
     Program("alloc_tensor + kill", _alloc_kill, "tensor", _alloc_storage),
     Program("add[16] alone", _kernel_only, "tensor", _storage_and_tensor),
     Program("alloc_tensor + add[16] + kill", _small_operator, "tensor", _alloc_storage, Target(12, 4)),
+)
+# Both virtual machines call the same kernel, compiled by TVM: what is left is theirs alone.
+WITH_TVM_KERNEL = Program(
+    "alloc_tensor + add[16] + kill, TVM's kernel", _small_operator, "tensor", _alloc_storage, Target(8, 4)
 )

@@ -31,12 +31,13 @@ class Target:
             return None
         return value >= bound if self.at_least else value <= bound
 
+    def bound(self, unit: str) -> str:
+        """The budget in words of the table: "<= 10 ms", ">= 8x"."""
+        return f"{'>=' if self.at_least else '<='} {self.budget:g}{'x' if self.of == 'ratio' else f' {unit}'}"
+
     def text(self, unit: str) -> str:
-        """The bounds, as the table shows them."""
-        sign = ">=" if self.at_least else "<="
-        suffix = "x" if self.of == "ratio" else f" {unit}"
-        floor = f" (floor {self.floor:g})" if self.floor is not None else ""
-        return f"{sign} {self.budget:g}{suffix}{floor}"
+        """Both bounds."""
+        return self.bound(unit) + (f" (floor {self.floor:g})" if self.floor is not None else "")
 
 
 @dataclass
@@ -91,6 +92,21 @@ class Section:
                 ]
             )
         return "\n".join([f"== {self.name}: {self.title}", *_columns(lines), *(f"   {r}" for r in self.remarks), ""])
+
+
+def markdown(sections: Sequence[Section]) -> str:
+    """All rows that have a budget as one Markdown table."""
+    lines = ["| what | peer | pyvm | ratio | budget | met |", "|--|--|--|--|--|--|"]
+    for section in sections:
+        for row in section.rows:
+            if row.target is None:
+                continue
+            peer = "" if row.theirs is None else f"{_figure(row.theirs)} {row.unit} ({row.peer})"
+            ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+            met = {"ok": "yes", "": "not measured"}.get(row.verdict(), "no")
+            cells = [row.name, peer, f"{_figure(row.ours)} {row.unit}", ratio, row.target.bound(row.unit), met]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def speedup(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.bench.programs import PROGRAMS, Program, PyvmKit, add_program, build, entry_program
-from tests.bench.report import Row, Section, Target, speedup
+from tests.bench.report import Row, Section, Target, markdown, speedup
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
@@ -45,3 +45,17 @@ def test_a_table_has_one_line_per_row_and_remark() -> None:
     section = Section("name", "title", [speedup("a", "ns", 1.0, "peer", 2.0), Row("b", "ns", 3.0)], ["remark"])
     lines = section.text().splitlines()
     assert [line.split()[0] for line in lines] == ["==", "row", "a", "b", "remark"]
+
+
+def test_the_markdown_table_has_the_rows_with_a_budget() -> None:
+    rows = [
+        speedup("a", "ns", 1.0, "peer", 20.0, Target(10, 4)),
+        Row("b", "ms", 30.0, target=Target(20, at_least=False, of="ours")),
+        Row("c", "ns", 3.0, target=Target(10)),
+        Row("d", "ns", 3.0),
+    ]
+    assert markdown([Section("name", "title", rows)]).splitlines()[2:] == [
+        "| a | 20 ns (peer) | 1 ns | 20.00 | >= 10x | yes |",
+        "| b |  | 30 ms |  | <= 20 ms | no |",
+        "| c |  | 3 ns |  | >= 10x | not measured |",
+    ]

@@ -10,17 +10,22 @@ Files: `save` writes our sectioned `.vmx` (`pyvm.vmx_format`), `to_bytes` TVM's 
 
 from __future__ import annotations
 
+import importlib
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Union
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
 from vmcore.errors import ExecutableError, FormatError, FunctionNotFoundError
 from vmcore.isa import FUNCTION_KINDS, PACKED_NUM_ARGS, instruction_words
 from vmcore.types import DataType, Shape, tensor_dtype
+
+if TYPE_CHECKING:
+    from pyvm.explain import Explanation
+    from pyvm.profile import Profile
 
 PACKED_FUNC, VM_FUNC, VMTIR_FUNC = FUNCTION_KINDS
 
@@ -647,6 +652,35 @@ class VMExecutable:
             if live and tensors is not None:
                 line += f", {size / live:.2f} x the most alive at once, {_human_bytes(tensors)} without sharing"
             yield line
+
+    def explain(
+        self, dims: Mapping[str, int] | None = None, profile: Profile | None = None, *, name: str = ""
+    ) -> Explanation:
+        """What every instruction does, on which shapes, at what cost, where its data lies, and why.
+
+        Parameters
+        ----------
+        dims : mapping, optional
+            Values of symbolic dimensions. Sizes are expressions in these symbols; with values, numbers too.
+        profile : pyvm.profile.Profile, optional
+            A measured run (`VirtualMachine.profile`): adds times, and the rates that follow from them.
+        name : str
+            What to call the program in titles.
+
+        Returns
+        -------
+        pyvm.explain.Explanation
+            `print` it, or `save("page.html")`. Where nothing is known (of functions that are not ours, for instance)
+            it says so; it explains programs that do not verify, too.
+
+        Raises
+        ------
+        ValueError
+            For a dimension that is no integer of at least 0.
+        """
+        # The compiler half has the arithmetic of symbols; serving asks for no explanation and loads none of it.
+        explained: Explanation = importlib.import_module("pyvm.explain").explain(self, dims, profile, name)
+        return explained
 
     def _opcode_counts(self) -> dict[str, int]:
         from vmcore.isa import Opcode  # here, because serving has no use for it

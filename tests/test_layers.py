@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 COMPILER = ("pyvm.ir", "pyvm.op", "pyvm.transform", "pyvm.codegen", "pyvm.frontend", "pyvm.compile")
-TOOLS = ("pyvm.cli", "pyvm.demo", "pyvm.__main__")
+# Explanations are asked for by people: they may load the compiler half, and nothing loads them unasked.
+TOOLS = ("pyvm.cli", "pyvm.demo", "pyvm.explain", "pyvm.__main__")
 # The IR and the operators are plain data: they know nothing of executables and machines.
 PLAIN = ("pyvm.ir", "pyvm.op")
 

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 
 import pyvm
-from pyvm.cli import asm, bench, demo, dis, run, verify
+from pyvm.cli import asm, bench, demo, dis, explain, run, verify
 from pyvm.cli import compile as compile_command
 from pyvm.cli.common import UsageError
 from pyvm.errors import FormatError, VersionError, VMError
@@ -25,6 +25,7 @@ COMMANDS = {
     "dis": dis,
     "asm": asm,
     "verify": verify,
+    "explain": explain,
     "bench": bench,
     "demo": demo,
 }

@@ -1,0 +1,221 @@
+"""Buffers: where the tensors of a function lie, and from when until when what is in them matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from . import sizes
+from .analysis import FunctionFacts, Step
+from .costs import Work
+from .model import Buffer, MemoryFigures, Storage
+
+if TYPE_CHECKING:
+    from .model import FunctionExplanation
+
+_KEEPERS = ("calls", "other")  # what a callee may keep a reference to
+
+
+def find_buffers(
+    facts: FunctionFacts, works: Mapping[int, Work], names: Mapping[int, str], arena_bytes: int | None
+) -> tuple[dict[int, Buffer], dict[int, Storage]]:
+    """Buffers and storages of a function.
+
+    Parameters
+    ----------
+    works : mapping
+        Instruction -> what its call does.
+    names : mapping
+        Instruction -> callee.
+    arena_bytes : int, optional
+        Size of the arena, where the compiler noted it.
+    """
+    buffers: dict[int, Buffer] = {}
+    for pc, (storages, offset, value) in facts.allocations.items():
+        where = tuple(sorted(storages))
+        buffers[pc] = Buffer(pc, where, offset, value.shape, value.dtype, value.nbytes, pc, pc)
+    last = facts.steps[-1].pc if facts.steps else 0
+    blocks = {
+        pc: Storage(pc, "storage", nbytes, pc, facts.held_until.get(pc, pc)) for pc, nbytes in facts.storages.items()
+    }
+    starts_with: dict[int, str] = {}  # buffer -> whether it is written or read first
+    for step in facts.steps:
+        _use_operands(step, works.get(step.pc), names.get(step.pc, ""), buffers, starts_with)
+    _extend_over_loops(facts.steps, buffers)
+    for buffer in buffers.values():
+        for storage in buffer.storages:
+            if storage in blocks:
+                blocks[storage].buffers.append(buffer.id)
+                if buffer.escapes:
+                    blocks[storage].escapes = buffer.escapes
+                    blocks[storage].end = last
+    for block in blocks.values():
+        inside = [buffers[id] for id in block.buffers]
+        shared = any(b.offset != 0 for b in inside) and len(inside) > 1
+        if shared or (arena_bytes is not None and block.nbytes == arena_bytes and inside):
+            block.kind = "arena"
+        _continue_earlier(inside, starts_with)
+    for buffer in buffers.values():
+        buffer.why = _reason(buffer, blocks, buffers)
+    return buffers, blocks
+
+
+def _use_operands(
+    step: Step, work: Work | None, callee: str, buffers: dict[int, Buffer], starts_with: dict[int, str]
+) -> None:
+    written = {id(operand.arg) for operand in work.outputs} if work is not None else set()
+    only_views = callee in ("vm.builtin.reshape", "vm.builtin.copy", "vm.builtin.alloc_tensor")
+    for arg in step.args:
+        for pc in arg.value.buffers:
+            buffer = buffers.get(pc)
+            if buffer is None:
+                continue
+            buffer.begin = min(buffer.begin, step.pc)
+            buffer.end = max(buffer.end, step.pc)
+            if step.opcode == "ret":
+                buffer.escapes = buffer.escapes or "is returned"
+            elif id(arg) in written:
+                assert work is not None
+                starts_with.setdefault(pc, "write")
+                if not buffer.writers:
+                    buffer.kernel, buffer.category = work.kernel, work.category
+                _append(buffer.writers, step.pc)
+            elif not only_views:
+                starts_with.setdefault(pc, "read")
+                _append(buffer.readers, step.pc)
+                if work is not None and work.category in _KEEPERS and callee != "vm.builtin.make_tuple":
+                    buffer.escapes = buffer.escapes or f"is handed to {callee}, which may keep it"
+
+
+def _append(pcs: list[int], pc: int) -> None:
+    if not pcs or pcs[-1] != pc:
+        pcs.append(pc)
+
+
+def _extend_over_loops(steps: Iterable[Step], buffers: Mapping[int, Buffer]) -> None:
+    """What is used in a loop and made outside of this round matters until the loop jumps back."""
+    loops = [(s.target, s.pc) for s in steps if s.target is not None and s.target <= s.pc and s.opcode == "goto"]
+    if len(loops) * len(buffers) > 4_000_000:
+        return
+    for head, tail in loops:
+        for buffer in buffers.values():
+            used_inside = buffer.begin <= tail and buffer.end >= head
+            if used_inside and (buffer.id < head or buffer.begin < buffer.id):
+                buffer.end = max(buffer.end, tail)
+
+
+def _continue_earlier(inside: list[Buffer], starts_with: Mapping[int, str]) -> None:
+    """A buffer that is read before it is written holds what others have put at its address: they go on until then."""
+    readers_first = [b for b in inside if starts_with.get(b.id) == "read" and not b.writers]
+    if not readers_first or len(inside) > 20_000:
+        return
+    for buffer in readers_first[:2000]:
+        if not isinstance(buffer.offset, int) or not isinstance(buffer.nbytes, int):
+            continue
+        low, high = buffer.offset, buffer.offset + buffer.nbytes
+        for other in inside:
+            if other.begin >= buffer.begin or other is buffer:
+                continue
+            if not isinstance(other.offset, int) or not isinstance(other.nbytes, int):
+                continue
+            overlaps = other.offset < high and other.offset + other.nbytes > low
+            covered = any(
+                later.begin > other.end and later.begin < buffer.begin and later is not other
+                and isinstance(later.offset, int) and isinstance(later.nbytes, int)
+                and later.offset < other.offset + other.nbytes and later.offset + later.nbytes > other.offset
+                for later in inside
+            ) if overlaps and len(inside) <= 2000 else False
+            if overlaps and not covered:
+                other.end = max(other.end, buffer.begin - 1)
+                if not buffer.kernel:
+                    buffer.kernel, buffer.category = "joined", "movement"
+
+
+def _reason(buffer: Buffer, storages: Mapping[int, Storage], buffers: Mapping[int, Buffer]) -> str:
+    if len(buffer.storages) != 1 or buffer.storages[0] not in storages:
+        return "in memory that comes from elsewhere"
+    storage = storages[buffer.storages[0]]
+    if storage.kind == "arena":
+        text = "in the arena: its size is known and it stays inside the function"
+        before = _held_before(buffer, storage, buffers)
+        if before:
+            text += f"; the address was held by {before} before"
+        return text
+    reasons = []
+    if buffer.escapes:
+        reasons.append(f"it {buffer.escapes}")
+    if not isinstance(storage.nbytes, int) and storage.nbytes is not None:
+        names = ", ".join(sorted(sizes.symbols(storage.nbytes)))
+        reasons.append(f"its size depends on {names}, known when the function runs")
+    elif storage.nbytes is None:
+        reasons.append("its size is known when the function runs")
+    text = "in a storage of its own" if len(storage.buffers) == 1 else "in a storage"
+    if len(storage.buffers) > 1:
+        n = len(storage.buffers) - 1
+        text += f" that {n} other tensor{'s' * (n > 1)} of this size use{'s' * (n == 1)} at other times"
+    return text + (": " + " and ".join(reasons) if reasons else "")
+
+
+def _held_before(buffer: Buffer, storage: Storage, buffers: Mapping[int, Buffer]) -> str:
+    if len(storage.buffers) > 3000 or not isinstance(buffer.offset, int) or not isinstance(buffer.nbytes, int):
+        return ""
+    low, high = buffer.offset, buffer.offset + buffer.nbytes
+    found: list[Buffer] = []
+    for id in reversed(storage.buffers):
+        other = buffers[id]
+        if other.end >= buffer.begin or other is buffer or other.id >= buffer.id:
+            continue
+        if isinstance(other.offset, int) and isinstance(other.nbytes, int):
+            if other.offset < high and other.offset + other.nbytes > low:
+                found.append(other)
+                if len(found) == 3:
+                    break
+    return ", ".join(f"{b.kernel or 'a tensor'} at {b.id}" for b in found)
+
+
+def memory_figures(function: FunctionExplanation, dims: Mapping[str, int]) -> MemoryFigures:
+    """Sizes and lower bounds; symbols without a value make a storage unknown."""
+    arena = 0
+    unknown = 0
+    held: list[tuple[int, int, int]] = []
+    sizes_of: dict[int, int] = {}
+    for storage in function.storages.values():
+        nbytes = sizes.number(storage.nbytes, dims)
+        if nbytes is None:
+            unknown += 1
+            continue
+        sizes_of[storage.id] = nbytes
+        held.append((storage.begin, storage.end, nbytes))
+        if storage.kind == "arena":
+            arena += nbytes
+    in_arena: list[tuple[int, int, int]] = []
+    alive: list[tuple[int, int, int]] = []
+    total = 0
+    for buffer in function.buffers.values():
+        nbytes = sizes.number(buffer.nbytes, dims)
+        home = function.storages.get(buffer.storages[0]) if len(buffer.storages) == 1 else None
+        if nbytes is None or home is None or home.id not in sizes_of:
+            continue
+        span = (buffer.begin, home.end if buffer.escapes else buffer.end, _aligned(nbytes))
+        total += span[2]
+        alive.append(span)
+        if home.kind == "arena":
+            in_arena.append(span)
+    return MemoryFigures(arena, _most(in_arena), _most(held), _most(alive), total, unknown)
+
+
+def _aligned(nbytes: int) -> int:
+    return max(-(-nbytes // 64), 1) * 64
+
+
+def _most(spans: list[tuple[int, int, int]]) -> int:
+    """The largest sum of spans (first, last, bytes) that meet."""
+    changes: dict[int, int] = {}
+    for begin, end, nbytes in spans:
+        changes[begin] = changes.get(begin, 0) + nbytes
+        changes[end + 1] = changes.get(end + 1, 0) - nbytes
+    now = most = 0
+    for pc in sorted(changes):
+        now += changes[pc]
+        most = max(most, now)
+    return most

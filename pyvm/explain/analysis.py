@@ -459,7 +459,8 @@ class _FunctionWalk:
         if op == _CALL:
             return self._call(pc, words, state)
         if op == _RET:
-            return Step(pc, "ret", args=[self._register(words[1], state)])
+            returned = self._register(words[1], state)
+            return Step(pc, "ret", args=[returned], writers=(self._writers_of(returned.value, state),))
         if op == _GOTO:
             return Step(pc, "goto", target=pc + words[1])
         return Step(pc, "if", target=pc + words[2], args=[self._register(words[1], state)])

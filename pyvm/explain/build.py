@@ -116,7 +116,7 @@ class _Function:
         function = FunctionExplanation(
             info.name,
             [(name, _short(str(value))) for name, value in zip(names, facts.params, strict=True)],
-            _short(str(facts.result)),
+            self._results(),
             info.register_file_size,
             begin,
             begin + len(instructions),
@@ -130,6 +130,13 @@ class _Function:
         self._link(function, works)
         function.symbols = _symbols(function, facts)
         return function
+
+    def _results(self) -> str:
+        """What it returns; where the walk does not know, what the signature says."""
+        signature = self._executable.signatures.get(self._facts.info.name)
+        if "?" in str(self._facts.result) and signature is not None and signature.results:
+            return _short(", ".join(map(str, signature.results)))
+        return _short(str(self._facts.result))
 
     def _source(self, pc: int) -> str | None:
         return self._debug[pc] if pc < len(self._debug) else None

@@ -169,13 +169,17 @@ def replace(value: Size, mapping: Mapping[SymVar, Prim]) -> Size:
 
 
 def number(value: Size, dims: Mapping[str, int]) -> int | None:
-    """The number that `value` is for these values of the symbols; None if that is not known."""
+    """The number that `value` is for these values of the symbols; None if that is not known.
+
+    None also for what is negative: the program refuses such values of the symbols when it runs.
+    """
     if value is None or isinstance(value, int):
         return value
     try:
-        return evaluate(value, dims)
+        result = evaluate(value, dims)
     except (KeyError, ZeroDivisionError):
         return None
+    return result if result >= 0 else None
 
 
 def to_json(value: Size) -> int | str | None:

@@ -144,12 +144,18 @@ class Program:
         if index is None or self.executable.functions[index].kind != VM_FUNC:
             return UNKNOWN
         if (index in self._functions and self._functions[index] is None) or self._depth > _MAX_CALL_DEPTH:
-            return UNKNOWN  # recursion: not known yet
-        facts = self.facts(index)
+            # Recursion, not known yet: what the signature says.
+            signature = self.executable.signatures.get(name)
+            if signature is None or len(signature.results) != 1:
+                return UNKNOWN
+            params, result = [value_of_spec(spec) for spec in signature.params], value_of_spec(signature.results[0])
+        else:
+            facts = self.facts(index)
+            params, result = facts.params, facts.result
         mapping: dict[SymVar, Prim] = {}
-        for param, arg in zip(facts.params, args, strict=False):
+        for param, arg in zip(params, args, strict=False):
             _unify(param, arg, mapping)
-        return _substituted(facts.result, mapping, {s for p in facts.params for s in _symbols_in(p)})
+        return _substituted(result, mapping)
 
     def constant(self, index: int) -> Value:
         """The value of a constant."""
@@ -199,24 +205,7 @@ def _unify(param: Value, arg: Value, mapping: dict[SymVar, Prim]) -> None:
             mapping.setdefault(mine, theirs)
 
 
-def _symbols_in(value: Value) -> set[str]:
-    found: set[str] = set()
-    dims: Dims | None = None
-    if isinstance(value, TensorValue):
-        dims = value.shape
-    elif isinstance(value, ShapeValue):
-        dims = value.dims
-    elif isinstance(value, ScalarValue) and not isinstance(value.number, float):
-        dims = (value.number,)
-    elif isinstance(value, TupleValue):
-        for inner in value.fields:
-            found |= _symbols_in(inner)
-    for dim in dims or ():
-        found |= sizes.symbols(dim)
-    return found
-
-
-def _substituted(value: Value, mapping: dict[SymVar, Prim], bound: set[str]) -> Value:
+def _substituted(value: Value, mapping: dict[SymVar, Prim]) -> Value:
     """A result in the terms of the caller: symbols that its arguments do not fix are not known there."""
 
     def dim(size: Size) -> Size:
@@ -234,7 +223,7 @@ def _substituted(value: Value, mapping: dict[SymVar, Prim], bound: set[str]) -> 
     if isinstance(value, ScalarValue):
         return value if isinstance(value.number, float) else ScalarValue(number=dim(value.number))
     if isinstance(value, TupleValue):
-        return TupleValue(fields=tuple(_substituted(inner, mapping, bound) for inner in value.fields))
+        return TupleValue(fields=tuple(_substituted(inner, mapping) for inner in value.fields))
     return value
 
 

@@ -13,7 +13,7 @@ from vmcore.isa import format_instruction, register_name
 
 from . import sizes
 from .analysis import FunctionFacts, Program, Step
-from .costs import CALLS, CONTROL, MEMORY, OTHER, Work, is_kernel, work_of_builtin, work_of_call, work_of_kernel
+from .costs import CONTROL, ELEMENTWISE, MEMORY, OTHER, PRODUCT, Work, is_kernel, work_of_builtin, work_of_call, work_of_kernel
 from .memory import find_buffers
 from .model import Explanation, FunctionExplanation, Instruction, Operand
 from .values import Arg, ScalarValue, TensorValue, Value
@@ -263,6 +263,7 @@ class _Function:
                 by_pc[storage.id].why.append(self._why_storage(storage.kind, len(storage.buffers), storage.escapes))
         for pc, work in works.items():
             by_pc[pc].why += _in_place(work)
+            by_pc[pc].why += _separate(function, by_pc[pc], work)
 
     @staticmethod
     def _why_storage(kind: str, n: int, escapes: str) -> str:
@@ -280,6 +281,33 @@ def _in_place(work: Work) -> list[str]:
                 reasons.append(f"in place: overwrites {operand.name}, which nothing reads afterwards")
                 break
     return reasons
+
+
+def _separate(function: FunctionExplanation, i: Instruction, work: Work) -> list[str]:
+    """Why an elementwise call does not overwrite its input, and why it is not part of the product that made it."""
+    if work.category != ELEMENTWISE or not work.outputs or not work.inputs:
+        return []
+    reasons = []
+    out = work.outputs[0]
+    in_place = any(o.arg.value.buffers and o.arg.value.buffers == out.arg.value.buffers for o in work.inputs)
+    for operand in work.inputs:
+        same = operand.tensor is not None and out.tensor is not None and operand.tensor.shape == out.tensor.shape
+        if not same or operand.tensor is None or operand.tensor.dtype != out.tensor.dtype:  # type: ignore[union-attr]
+            continue
+        buffers = [function.buffers[id] for id in operand.arg.value.buffers if id in function.buffers]
+        if not buffers:
+            if not in_place and operand.tensor.constant is None:
+                reasons.append(f"not in place: {operand.name} belongs to the caller")
+            continue
+        later = [pc for buffer in buffers for pc in buffer.readers if pc > i.pc]
+        if later and not in_place:
+            reasons.append(f"not in place: {operand.name} is read again at {min(later)}")
+        makers = [pc for pc in i.fed_by if function.begin <= pc < function.end]
+        products = [pc for pc in makers if function.instruction(pc).category == PRODUCT]
+        if later and len(products) == 1:
+            maker = function.instruction(products[0])
+            reasons.append(f"not part of the {maker.kernel} at {maker.pc}: its result is read at {min(later)}, too")
+    return reasons[:2]
 
 
 def _symbols(function: FunctionExplanation, facts: FunctionFacts) -> list[str]:

@@ -119,8 +119,7 @@ def _conv(work: Work) -> None:
     work.flops = add(mul(work.macs, 2), epilogue)
     work.way += _conv_way(work, x, w, out)
     if has_bias or relu:
-        work.way.append(f"{' and '.join(['bias'] * has_bias + ['relu'] * relu)} applied while a block of the result is "
-                        "in registers")
+        work.way.append(f"{' and '.join(['bias'] * has_bias + ['relu'] * relu)} applied in registers")
 
 
 def _conv_way(work: Work, x: Sequence[Size] | None, w: Sequence[Size] | None, out: Sequence[Size] | None) -> list[str]:

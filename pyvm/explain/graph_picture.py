@@ -84,11 +84,11 @@ def _node(node: Node, names: list[str], types: list[str], far: list[str]) -> str
     out = [f'<g class="n k-{i.category}" data-pc="{i.pc}">']
     out.append(f'<rect class="box" x="{x:.1f}" y="{y:.1f}" width="{w:.0f}" height="{h:.0f}" rx="6"/>')
     out.append(f'<rect class="side" x="{x:.1f}" y="{y:.1f}" width="5" height="{h:.0f}" rx="2.5"/>')
-    title, detail = _title(i), _detail(i)
+    name, detail = title(i), _detail(i)
     if h < 40:
-        out.append(f'<text class="t" x="{x + 14:.1f}" y="{y + 17:.1f}">{_cut(title, w - 50, 6.6)}</text>')
+        out.append(f'<text class="t" x="{x + 14:.1f}" y="{y + 17:.1f}">{_cut(name, w - 50, 6.6)}</text>')
     else:
-        out.append(f'<text class="t" x="{x + 14:.1f}" y="{y + 19:.1f}">{_cut(title, w - 50, 6.8)}</text>')
+        out.append(f'<text class="t" x="{x + 14:.1f}" y="{y + 19:.1f}">{_cut(name, w - 50, 6.8)}</text>')
         out.append(f'<text class="d" x="{x + 14:.1f}" y="{y + 36:.1f}">{_cut(detail, w - 24, 6.0)}</text>')
     out.append(f'<text class="pc" x="{x + w - 8:.1f}" y="{y + 17:.1f}" text-anchor="end">{i.pc}</text>')
     if far:
@@ -98,7 +98,7 @@ def _node(node: Node, names: list[str], types: list[str], far: list[str]) -> str
     return "".join(out)
 
 
-def _title(i: Instruction) -> str:
+def title(i: Instruction) -> str:
     """What a node is called: with the settings that matter most."""
     if i.opcode == "goto":
         return f"↺ back to {i.target}"

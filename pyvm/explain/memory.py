@@ -55,9 +55,42 @@ def find_buffers(
         if shared or (arena_bytes is not None and block.nbytes == arena_bytes and inside):
             block.kind = "arena"
         _continue_earlier(inside, starts_with)
+    sides = _other_sides(facts.steps)
     for buffer in buffers.values():
         buffer.why = _reason(buffer, blocks, buffers)
+        end = blocks[buffer.storages[0]].end if buffer.escapes and buffer.storages[0] in blocks else buffer.end
+        buffer.spans = _spans(buffer.begin, end, sides)
+    for block in blocks.values():
+        block.spans = _spans(block.begin, block.end, sides)
     return buffers, blocks
+
+
+def _other_sides(steps: list[Step]) -> list[tuple[int, int, int]]:
+    """(then, else, end) of every If with two sides: what the first side makes does not exist in the second."""
+    by_pc = {step.pc: step for step in steps}
+    sides = []
+    for step in steps:
+        if step.opcode != "if" or step.target is None or step.target - 1 not in by_pc:
+            continue
+        last = by_pc[step.target - 1]
+        if last.opcode == "goto" and last.target is not None and last.target > step.target:
+            sides.append((step.pc, step.target, last.target))
+    return sides
+
+
+def _spans(begin: int, end: int, sides: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    """The instructions begin .. end, without those that the program does not reach after `begin`."""
+    spans = []
+    # By begin of the second side: inner Ifs come first, and lie before that.
+    for first, second, after in sorted(sides, key=lambda side: side[1]):
+        if first < begin < second <= end:
+            if begin < second:
+                spans.append((begin, second - 1))
+            begin = after
+            if begin > end:
+                return spans
+    spans.append((begin, end))
+    return spans
 
 
 def _use_operands(
@@ -185,7 +218,7 @@ def memory_figures(function: FunctionExplanation, dims: Mapping[str, int]) -> Me
             unknown += 1
             continue
         sizes_of[storage.id] = nbytes
-        held.append((storage.begin, storage.end, nbytes))
+        held += [(*span, _aligned(nbytes)) for span in storage.spans]
         if storage.kind == "arena":
             arena += nbytes
     in_arena: list[tuple[int, int, int]] = []
@@ -196,11 +229,11 @@ def memory_figures(function: FunctionExplanation, dims: Mapping[str, int]) -> Me
         home = function.storages.get(buffer.storages[0]) if len(buffer.storages) == 1 else None
         if nbytes is None or home is None or home.id not in sizes_of:
             continue
-        span = (buffer.begin, home.end if buffer.escapes else buffer.end, _aligned(nbytes))
-        total += span[2]
-        alive.append(span)
+        spans = [(*span, _aligned(nbytes)) for span in buffer.spans]
+        total += _aligned(nbytes)
+        alive += spans
         if home.kind == "arena":
-            in_arena.append(span)
+            in_arena += spans
     return MemoryFigures(arena, _most(in_arena), _most(held), _most(alive), total, unknown)
 
 

@@ -7,7 +7,7 @@ bytes that are alive at every instruction. `page.js` draws the same again when a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 
@@ -22,13 +22,16 @@ MAX_BUFFERS = 4000
 
 @dataclass
 class Box:
-    """A rectangle of the picture: bytes upwards, instructions to the right."""
+    """A rectangle of the picture, or one with gaps: bytes upwards, spans of instructions to the right."""
 
     id: int
-    begin: int
-    end: int
+    spans: list[tuple[int, int]]
     low: int
     nbytes: int
+
+    def meets(self, other: Box) -> bool:
+        """Whether both exist at some time."""
+        return any(a <= d and c <= b for a, b in self.spans for c, d in other.spans)
 
 
 @dataclass
@@ -50,7 +53,7 @@ def compute(function: FunctionExplanation, dims: Mapping[str, int]) -> Picture:
     for storage in ordered:
         nbytes = sizes.number(storage.nbytes, dims)
         if nbytes is not None and nbytes >= 0:
-            homes[storage.id] = Box(storage.id, storage.begin, storage.end, 0, nbytes)
+            homes[storage.id] = Box(storage.id, storage.spans, 0, nbytes)
     _stack(homes.values())
     boxes = []
     left_out = 0
@@ -62,7 +65,7 @@ def compute(function: FunctionExplanation, dims: Mapping[str, int]) -> Picture:
             left_out += 1
             continue
         offset = sizes.number(buffer.offset, dims)
-        box = Box(buffer.id, buffer.begin, _shown_end(buffer, function.storages), 0, nbytes)
+        box = Box(buffer.id, buffer.spans, 0, nbytes)
         if offset is None:
             floating.setdefault(home.id, []).append(box)
         else:
@@ -71,7 +74,7 @@ def compute(function: FunctionExplanation, dims: Mapping[str, int]) -> Picture:
     for home_id, group in floating.items():
         _stack(group, homes[home_id].low)
     if len(boxes) > MAX_BUFFERS:
-        boxes.sort(key=lambda box: -box.nbytes * (box.end - box.begin + 1))
+        boxes.sort(key=lambda box: -box.nbytes * sum(b - a + 1 for a, b in box.spans))
         left_out += len(boxes) - MAX_BUFFERS
         boxes = sorted(boxes[:MAX_BUFFERS], key=lambda box: box.id)
     top = max((box.low + box.nbytes for box in (*homes.values(), *boxes)), default=0)
@@ -79,16 +82,12 @@ def compute(function: FunctionExplanation, dims: Mapping[str, int]) -> Picture:
     return Picture(list(homes.values()), boxes, top, alive, most, left_out)
 
 
-def _shown_end(buffer: Buffer, storages: Mapping[int, Storage]) -> int:
-    return storages[buffer.storages[0]].end if buffer.escapes else buffer.end
-
-
 def _stack(boxes: Iterable[Box], base: int = 0) -> None:
     """Puts each box at the lowest address at which nothing placed before is held at the same time."""
     placed: list[Box] = []
     for box in boxes:
         low = base
-        near = sorted((o for o in placed if o.begin <= box.end and o.end >= box.begin), key=lambda o: o.low)
+        near = sorted((other for other in placed if other.meets(box)), key=lambda other: other.low)
         for other in near[:4000]:
             if other.low - low >= box.nbytes:
                 break
@@ -100,8 +99,9 @@ def _stack(boxes: Iterable[Box], base: int = 0) -> None:
 def _alive(boxes: list[Box]) -> tuple[list[tuple[int, int]], int]:
     changes: dict[int, int] = {}
     for box in boxes:
-        changes[box.begin] = changes.get(box.begin, 0) + box.nbytes
-        changes[box.end + 1] = changes.get(box.end + 1, 0) - box.nbytes
+        for begin, end in box.spans:
+            changes[begin] = changes.get(begin, 0) + box.nbytes
+            changes[end + 1] = changes.get(end + 1, 0) - box.nbytes
     steps, now = [], 0
     for pc in sorted(changes):
         now += changes[pc]
@@ -142,32 +142,37 @@ def svg(function: FunctionExplanation, dims: Mapping[str, int], key: str) -> str
     out.append("</g>")
     out.append('<g class="storages">')
     for box in picture.storages:
-        kind = function.storages[box.id].kind
-        out.append(
-            f'<rect class="{kind}" data-s="{box.id}" x="{x(box.begin):.2f}" y="{y(box.low + box.nbytes):.2f}" '
-            f'width="{(box.end - box.begin + 1) * across:.2f}" height="{max(box.nbytes * up, 0.5):.2f}">'
-            f"<title>{escape(storage_tip(function.storages[box.id], box.nbytes))}</title></rect>"
-        )
+        tip = f"<title>{escape(storage_tip(function.storages[box.id], box.nbytes))}</title>"
+        rects = _rects(box, x, y(box.low + box.nbytes), across, max(box.nbytes * up, 0.5))
+        out.append(f'<g class="s {function.storages[box.id].kind}" data-s="{box.id}">{rects}{tip}</g>')
     out.append('</g><g class="buffers">')
     for box in picture.buffers:
-        out.append(_buffer(function.buffers[box.id], box, x(box.begin), y(box.low + box.nbytes), across, up))
+        out.append(_buffer(function.buffers[box.id], box, x, y(box.low + box.nbytes), across, up))
     out.append("</g>")
     out += _strip(function, picture, x)
     out.append("</svg>")
     return "".join(out)
 
 
-def _buffer(buffer: Buffer, box: Box, x: float, y: float, across: float, up: float) -> str:
-    width, height = (box.end - box.begin + 1) * across, max(box.nbytes * up, 0.75)
-    parts = [
-        f'<g class="b k-{buffer.category}" data-pc="{box.id}"><rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" '
-        f'height="{height:.2f}"/>'
-    ]
+_X = Callable[[int], float]
+
+
+def _rects(box: Box, x: _X, y: float, across: float, height: float) -> str:
+    return "".join(
+        f'<rect x="{x(begin):.2f}" y="{y:.2f}" width="{(end - begin + 1) * across:.2f}" height="{height:.2f}"/>'
+        for begin, end in box.spans
+    )
+
+
+def _buffer(buffer: Buffer, box: Box, x: _X, y: float, across: float, up: float) -> str:
+    height = max(box.nbytes * up, 0.75)
+    parts = [f'<g class="b k-{buffer.category}" data-pc="{box.id}">', _rects(box, x, y, across, height)]
     label = buffer.kernel or "tensor"
+    begin, end = max(box.spans, key=lambda span: span[1] - span[0])
+    width = (end - begin + 1) * across
     if width > 6.4 * len(label) + 6 and height > 13:
-        parts.append(
-            f'<text x="{x + width / 2:.1f}" y="{y + height / 2 + 4:.1f}" text-anchor="middle">{escape(label)}</text>'
-        )
+        middle = x(begin) + width / 2
+        parts.append(f'<text x="{middle:.1f}" y="{y + height / 2 + 4:.1f}" text-anchor="middle">{escape(label)}</text>')
     parts.append(f"<title>{escape(buffer_tip(buffer, box.nbytes))}</title></g>")
     return "".join(parts)
 
@@ -193,9 +198,8 @@ def storage_tip(storage: Storage, nbytes: int) -> str:
     )
 
 
-def _strip(function: FunctionExplanation, picture: Picture, x: object) -> list[str]:
+def _strip(function: FunctionExplanation, picture: Picture, x: _X) -> list[str]:
     """Bytes alive over time, and the axis of instructions."""
-    assert callable(x)
     base = TOP + PLOT + GAP + STRIP
     top = max(picture.top, picture.lower_bound, 1)
 

@@ -145,6 +145,8 @@ class Buffer:
     offset, nbytes : Size
     begin, end : int
         First and last instruction at which its contents matter.
+    spans : list of (int, int)
+        The instructions from begin to end at which they do: without the other side of a branch.
     writers, readers : lists of int
     kernel, category, source
         Of the instruction that fills it first.
@@ -162,6 +164,7 @@ class Buffer:
     nbytes: Size
     begin: int
     end: int
+    spans: list[tuple[int, int]] = field(default_factory=list)
     writers: list[int] = field(default_factory=list)
     readers: list[int] = field(default_factory=list)
     kernel: str = ""
@@ -183,6 +186,8 @@ class Storage:
         "arena" for one that tensors share by address, else "storage".
     begin, end : int
         From its allocation until nothing holds it any more; the end of the function if it leaves it.
+    spans : list of (int, int)
+        The instructions from begin to end at which it is held: without the other side of a branch.
     """
 
     id: int
@@ -190,6 +195,7 @@ class Storage:
     nbytes: Size
     begin: int
     end: int
+    spans: list[tuple[int, int]] = field(default_factory=list)
     buffers: list[int] = field(default_factory=list)
     escapes: str = ""
 
@@ -431,7 +437,7 @@ def as_data(explanation: Explanation) -> dict[str, Any]:
 
     def buffer(b: Buffer) -> dict[str, Any]:
         data = {key: getattr(b, key) for key in ("id", "begin", "end", "kernel", "source", "escapes", "why", "dtype")}
-        data |= {"storages": list(b.storages), "shape": dims(b.shape), "writers": b.writers, "readers": b.readers}
+        data |= {"storages": list(b.storages), "spans": [list(span) for span in b.spans], "shape": dims(b.shape), "writers": b.writers, "readers": b.readers}
         return data | values([("offset", b.offset), ("nbytes", b.nbytes)])
 
     def function(f: FunctionExplanation) -> dict[str, Any]:
@@ -451,7 +457,7 @@ def as_data(explanation: Explanation) -> dict[str, Any]:
             "buffers": [buffer(b) for b in f.buffers.values()],
             "storages": [
                 {"id": s.id, "kind": s.kind, "begin": s.begin, "end": s.end, "buffers": s.buffers,
-                 "escapes": s.escapes, **values([("nbytes", s.nbytes)])}
+                 "spans": [list(span) for span in s.spans], "escapes": s.escapes, **values([("nbytes", s.nbytes)])}
                 for s in f.storages.values()
             ],
         }

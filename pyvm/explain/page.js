@@ -37,7 +37,7 @@
     const placed = [];
     for (const box of boxes) {
       let low = base;
-      const near = placed.filter(o => o.begin <= box.end && o.end >= box.begin).sort((a, b) => a.low - b.low);
+      const near = placed.filter(o => o.spans.some(([a, b]) => box.spans.some(([c, d]) => a <= d && c <= b))).sort((a, b) => a.low - b.low);
       for (const other of near) {
         if (other.low - low >= box.bytes) break;
         low = Math.max(low, Math.ceil((other.low + other.bytes) / 64) * 64);
@@ -48,9 +48,9 @@
   };
   const mostHeld = boxes => {
     const changes = new Map();
-    for (const b of boxes) {
-      changes.set(b.begin, (changes.get(b.begin) || 0) + b.bytes);
-      changes.set(b.end + 1, (changes.get(b.end + 1) || 0) - b.bytes);
+    for (const box of boxes) for (const [begin, end] of box.spans) {
+      changes.set(begin, (changes.get(begin) || 0) + box.bytes);
+      changes.set(end + 1, (changes.get(end + 1) || 0) - box.bytes);
     }
     let now = 0, most = 0;
     const steps = [...changes.keys()].sort((a, b) => a - b).map(pc => {
@@ -71,15 +71,15 @@
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.style.width = plan.zoom > 1 ? width + "px" : "";
     const homes = new Map(), boxes = [], floating = new Map();
-    for (const [id, kind, begin, end, size] of plan.storages) {
+    for (const [id, kind, spans, size] of plan.storages) {
       const bytes = value(size);
-      if (bytes !== null && bytes >= 0) homes.set(id, { id, kind, begin, end, bytes, low: 0 });
+      if (bytes !== null && bytes >= 0) homes.set(id, { id, kind, spans, bytes, low: 0 });
     }
     stack(homes.values(), 0);
-    for (const [id, home, begin, end, offset, size, label] of plan.buffers) {
+    for (const [id, home, spans, offset, size, label] of plan.buffers) {
       const bytes = value(size), at = homes.get(home);
       if (bytes === null || bytes < 0 || !at) continue;
-      const box = { id, begin, end, bytes, label, low: 0, home: at }, start = value(offset);
+      const box = { id, spans, bytes, label, low: 0, home: at }, start = value(offset);
       if (start === null) floating.set(at, [...(floating.get(at) || []), box]);
       else box.low = at.low + start;
       boxes.push(box);
@@ -89,11 +89,16 @@
     const [most, steps] = mostHeld(boxes);
     const across = (width - LEFT - RIGHT) / Math.max(plan.end - plan.begin, 1), up = PLOT / top;
     const x = pc => LEFT + (pc - plan.begin) * across, y = address => TOP + PLOT - address * up;
-    const set = (rect, box, least) => {
-      const w = (box.end - box.begin + 1) * across, h = Math.max(box.bytes * up, least);
-      for (const [name, v] of [["x", x(box.begin)], ["y", y(box.low + box.bytes)], ["width", w], ["height", h]])
-        rect.setAttribute(name, v.toFixed(2));
-      return [w, h];
+    const set = (group, box, least) => {  // a rectangle per span; returns the middle and width of the widest
+      const h = Math.max(box.bytes * up, least);
+      let widest = [0, 0];
+      all("rect", group).forEach((rect, i) => {
+        const [begin, end] = box.spans[i], w = (end - begin + 1) * across;
+        if (w > widest[1]) widest = [x(begin) + w / 2, w];
+        for (const [name, v] of [["x", x(begin)], ["y", y(box.low + box.bytes)], ["width", w], ["height", h]])
+          rect.setAttribute(name, v.toFixed(2));
+      });
+      return [...widest, h];
     };
     const retitle = (node, bytes, line, keep) => {
       const lines = (node.dataset.tip || "").split("\n");
@@ -102,18 +107,18 @@
     };
     const byId = list => new Map(list.map(box => [String(box.id), box]));
     const storages = byId([...homes.values()]), buffers = byId(boxes);
-    all(".storages rect", svg).forEach(rect => {
-      const box = storages.get(rect.dataset.s);
-      rect.classList.toggle("hidden", !box);
+    all(".s", svg).forEach(group => {
+      const box = storages.get(group.dataset.s);
+      group.classList.toggle("hidden", !box);
       if (!box) return;
-      set(rect, box, 0.5);
-      retitle(rect, box.bytes, 0, (line, text) => line.replace(/: [^,]*,/, `: ${text},`));
+      set(group, box, 0.5);
+      retitle(group, box.bytes, 0, (line, text) => line.replace(/: [^,]*,/, `: ${text},`));
     });
     all(".b", svg).forEach(group => {
       const box = buffers.get(group.dataset.pc);
       group.classList.toggle("hidden", !box);
       if (!box) return;
-      const [w, h] = set(one("rect", group), box, 0.75);
+      const [middle, w, h] = set(group, box, 0.75);
       let text = one("text", group);
       if (!text) {
         text = document.createElementNS("http://www.w3.org/2000/svg", "text");
@@ -121,7 +126,7 @@
         text.textContent = box.label;
         group.append(text);
       }
-      text.setAttribute("x", x(box.begin) + w / 2);
+      text.setAttribute("x", middle);
       text.setAttribute("y", y(box.low + box.bytes) + h / 2 + 4);
       text.classList.toggle("hidden", !(w > 6.4 * box.label.length + 6 && h > 13));
       retitle(group, box.bytes, 1, (line, t) => line.replace(/^[^a]*?(?= at |$)/, t));
@@ -159,7 +164,7 @@
     const bound = mostHeld(align(boxes.filter(b => b.home.kind === "arena")))[0];
     const figures = {
       arena: [arena, "bytes"], bound: [bound, "bytes"], ratio: [bound ? arena / bound : null, "ratio"],
-      peak: [mostHeld([...homes.values()])[0], "bytes"], alive: [mostHeld(align(boxes))[0], "bytes"],
+      peak: [mostHeld(align([...homes.values()]))[0], "bytes"], alive: [mostHeld(align(boxes))[0], "bytes"],
       separate: [align(boxes).reduce((sum, b) => sum + b.bytes, 0), "bytes"],
     };
     all("[data-m]", section).forEach(node => {
@@ -355,6 +360,7 @@
     });
     addEventListener("pointerup", () => { from = null; canvas.classList.remove("drag"); });
     canvas.fit = () => {
+      canvas.classList.remove("short");
       canvas.classList.toggle("short", h * Math.min(1, canvas.clientWidth / w) < canvas.clientHeight);
       fit();
     };
@@ -372,7 +378,7 @@
     all("section.function:not(.hidden) .canvas").forEach(canvas => canvas.fit());
   };
   tabs.forEach(tab => tab.addEventListener("click", event => { event.preventDefault(); choose(tab.hash); }));
-  if (tabs.length > 1) choose(tabs[0].hash);
+  if (tabs.length > 1) choose((tabs.find(tab => tab.textContent === "@main") || tabs[0]).hash);
   one("#theme").addEventListener("click", () => {
     const root = document.documentElement, system = matchMedia("(prefers-color-scheme:dark)").matches;
     const now = root.dataset.theme || (system ? "dark" : "light");

@@ -315,12 +315,11 @@ class _Page:
             "begin": f.begin,
             "end": f.end,
             "storages": [
-                [s.id, s.kind, s.begin, s.end, postfix(s.nbytes)]
+                [s.id, s.kind, s.spans, postfix(s.nbytes)]
                 for s in sorted(f.storages.values(), key=lambda s: (s.kind != "arena", s.begin))
             ],
             "buffers": [
-                [b.id, b.storages[0], b.begin, f.storages[b.storages[0]].end if b.escapes else b.end,
-                 postfix(b.offset), postfix(b.nbytes), b.kernel or "tensor"]
+                [b.id, b.storages[0], b.spans, postfix(b.offset), postfix(b.nbytes), b.kernel or "tensor"]
                 for b in list(f.buffers.values())[:20_000]
                 if len(b.storages) == 1 and b.storages[0] in f.storages
             ],
@@ -354,12 +353,14 @@ class _Page:
         )
 
     def table(self, f: FunctionExplanation, totals: Totals) -> str:
-        heads = ["<th>pc</th>", "<th>what</th>", "<th>result</th>", '<th class="num">FLOP</th>',
-                 '<th class="num">moved</th>', '<th class="num" title="FLOP per byte moved">FLOP/B</th>']
-        if self.timed:
+        heads = ['<th class="num">pc</th>', "<th>what, and from what</th>", "<th>result</th>",
+                 '<th class="num">FLOP</th>', '<th class="num">moved</th>']
+        if not self.timed:
+            heads.append('<th class="num" title="FLOP per byte moved">FLOP/B</th>')
+        else:
             heads += ['<th class="num">time</th>', '<th class="num">share</th>', '<th class="num">GFLOP/s</th>',
                       '<th class="num">GB/s</th>']
-        heads += ["<th>memory</th>", "<th>source</th>", "<th>why</th>"]
+        heads += ["<th>memory</th>", "<th>why</th>"]
         heads = [head.replace("<th", '<th tabindex="0"', 1) for head in heads]
         rows = [self.row(f, i, totals, len(heads)) for i in f.instructions[:MAX_ROWS]]
         left_out = len(f.instructions) - MAX_ROWS
@@ -380,19 +381,23 @@ class _Page:
             intensity = flops_number / moved_number
         cells = [
             f'<td class="num" data-v="{i.pc}">{i.pc}</td>',
-            f'<td class="what"><i class="chip k-{i.category}"></i>{esc(graph_picture._title(i))}</td>',
-            f'<td class="shape">{esc(self.result(i))}</td>',
+            f'<td class="what"><i class="chip k-{i.category}"></i><b>{esc(graph_picture.title(i))}</b>'
+            + (f'<span class="note">{esc(_cut(i.source, 120))}</span>' if i.source else "")
+            + "</td>",
+            f'<td class="shape">{self.result(i)}</td>',
             self.cell(i.flops, "count"),
             self.cell(moved, "bytes"),
-            f'<td class="num" data-v="{"" if intensity is None else f"{intensity:.6g}"}">'
-            f"{'' if intensity is None else f'{intensity:.3g}'}</td>",
         ]
         if self.timed:
             cells += self.times(i, totals)
+        else:
+            cells.append(
+                f'<td class="num" data-v="{"" if intensity is None else f"{intensity:.6g}"}">'
+                f"{'' if intensity is None else f'{intensity:.3g}'}</td>"
+            )
         cells += [
             f'<td class="shape">{self.where(f, i)}</td>',
-            f'<td class="src">{esc(i.source or "")}</td>',
-            f'<td class="why">{esc(_shortened(i.why))}</td>',
+            f'<td class="why">{esc(_cut("; ".join(i.why), 150))}</td>',
         ]
         quiet = "" if i.is_work or i.opcode == "ret" else " quiet"
         return (
@@ -402,11 +407,12 @@ class _Page:
 
     @staticmethod
     def result(i: Instruction) -> str:
-        if i.outputs:
-            return ", ".join(f"{o.dtype or '?'} {shape_text(o.shape)}" for o in i.outputs)
-        if i.opcode == "ret":
-            return i.operands[0].text if i.operands else ""
-        return "" if i.result in ("", "None") else i.result
+        texts = [f"{o.dtype or '?'} {shape_text(o.shape)}" for o in i.outputs]
+        if not texts and i.opcode == "ret" and i.operands:
+            texts = [i.operands[0].text]
+        elif not texts and i.result not in ("", "None"):
+            texts = [i.result]
+        return "<br>".join(f'<span class="one">{esc(t)}</span>' if len(t) < 44 else esc(t) for t in texts)
 
     def times(self, i: Instruction, totals: Totals) -> list[str]:
         if i.self_ns is None:
@@ -433,7 +439,7 @@ class _Page:
         storage = f.storages.get(b.storages[0]) if len(b.storages) == 1 else None
         place = "elsewhere" if storage is None else "arena" if storage.kind == "arena" else f"storage {storage.id}"
         offset = "" if b.offset in (0, None) and place != "arena" else f" + {b.offset if b.offset is not None else '?'}"
-        return f"{esc(place + offset)}<br><span class=note>alive {b.begin}–{b.end}</span>"
+        return f"<span class=at>{esc(place + offset)}</span><br><span class=note>alive {b.begin}–{b.end}</span>"
 
     def more(self, f: FunctionExplanation, i: Instruction) -> str:
         out = [f'<div class="text">{esc(i.text)}</div>']
@@ -492,9 +498,8 @@ class _Page:
         )
 
 
-def _shortened(why: list[str]) -> str:
-    text = "; ".join(why)
-    return text if len(text) <= 150 else text[:147] + "…"
+def _cut(text: str, n: int) -> str:
+    return text if len(text) <= n else text[: n - 1] + "…"
 
 
 def _assumed(explanation: Explanation) -> dict[str, int]:

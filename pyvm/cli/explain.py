@@ -5,8 +5,8 @@ Prints tables, or writes a page with pictures of the memory plan and of the grap
     pyvm explain model.onnx -o model.html
     pyvm explain model.vmx --dim n=64 --text
 
-Sizes that depend on symbolic dimensions are expressions; --dim gives numbers. With --profile the function runs on random
-inputs (or those of --input), and every instruction gets its time and the rates that follow from it.
+Sizes that depend on symbolic dimensions are expressions; --dim gives numbers. With --profile the function runs on
+random inputs (or those of --input), and every instruction gets its time and the rates that follow from it.
 """
 
 from __future__ import annotations

@@ -613,8 +613,10 @@ class _FunctionWalk:
             elif code == 3 and heap is not None and (heap, operand) in state.heap:
                 stored = state.heap[heap, operand]
                 # A plain name says more than what it was computed from; a number says most.
-                if dims[i] is None or isinstance(stored, int) or (
-                    isinstance(stored, SymVar) and not isinstance(dims[i], int)
+                if (
+                    dims[i] is None
+                    or isinstance(stored, int)
+                    or (isinstance(stored, SymVar) and not isinstance(dims[i], int))
                 ):
                     dims[i] = stored
         if isinstance(value, ShapeValue):
@@ -791,15 +793,23 @@ def _nesting(saved: tuple[Value, ...]) -> int:
 def _evaluate_postfix(program: Dims, load: Callable[[int], Size]) -> Size:
     """The value of a program of `pyvm.builtin.eval_shape_expr`; None if it is not known."""
     stack: list[Size] = []
-    operations = {2: sizes.add, 3: sizes.sub, 4: sizes.mul, 5: sizes.div, 6: sizes.mod, 7: sizes.smaller, 8: sizes.larger}
+    arithmetic: tuple[Callable[[Size, Size], Size], ...] = (
+        sizes.add,
+        sizes.sub,
+        sizes.mul,
+        sizes.div,
+        sizes.mod,
+        sizes.smaller,
+        sizes.larger,
+    )
     for code, operand in zip(program[::2], program[1::2], strict=False):
         if code == 0:
             stack.append(operand)
         elif code == 1 and isinstance(operand, int):
             stack.append(load(operand))
-        elif isinstance(code, int) and code in operations and len(stack) > 1:
+        elif isinstance(code, int) and 2 <= code < 2 + len(arithmetic) and len(stack) > 1:
             b, a = stack.pop(), stack.pop()
-            stack.append(operations[code](a, b))
+            stack.append(arithmetic[code - 2](a, b))
         else:
             return None
     return stack[0] if len(stack) == 1 else None

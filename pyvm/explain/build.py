@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,18 @@ from vmcore.isa import format_instruction, register_name
 
 from . import sizes
 from .analysis import FunctionFacts, Program, Step
-from .costs import CONTROL, ELEMENTWISE, MEMORY, OTHER, PRODUCT, Work, is_kernel, work_of_builtin, work_of_call, work_of_kernel
+from .costs import (
+    CONTROL,
+    ELEMENTWISE,
+    MEMORY,
+    OTHER,
+    PRODUCT,
+    Work,
+    is_kernel,
+    work_of_builtin,
+    work_of_call,
+    work_of_kernel,
+)
 from .memory import find_buffers
 from .model import Explanation, FunctionExplanation, Instruction, Operand
 from .values import Arg, ScalarValue, TensorValue, Value
@@ -165,9 +177,7 @@ class _Function:
         order = {id(arg): i for i, arg in enumerate(step.args)}
         positions = {
             id(shown): order.get(id(operand.arg), 0)
-            for shown, operand in zip(
-                result.operands, (*work.outputs, *work.inputs, *work.settings), strict=True
-            )
+            for shown, operand in zip(result.operands, (*work.outputs, *work.inputs, *work.settings), strict=True)
         }
         result.operands.sort(key=lambda shown: positions[id(shown)])
         result.flops, result.macs = work.flops, work.macs
@@ -299,7 +309,8 @@ def _separate(function: FunctionExplanation, i: Instruction, work: Work) -> list
             if not in_place and operand.tensor.constant is None:
                 reasons.append(f"not in place: {operand.name} belongs to the caller")
             continue
-        later = [pc for buffer in buffers for pc in buffer.readers if pc > i.pc]
+        found = [bisect.bisect_right(buffer.readers, i.pc) for buffer in buffers]
+        later = [buffer.readers[at] for buffer, at in zip(buffers, found, strict=True) if at < len(buffer.readers)]
         if later and not in_place:
             reasons.append(f"not in place: {operand.name} is read again at {min(later)}")
         makers = [pc for pc in i.fed_by if function.begin <= pc < function.end]

@@ -96,13 +96,19 @@ class Kernel:
 _TABLE: dict[str, Kernel] = {}
 
 
-def _row(names: str, params: str, category: str, per_element: int | None = None,
-         finish: Callable[[Work], None] | None = None, n_outputs: int = 1) -> None:
+def _row(
+    names: str,
+    params: str,
+    category: str,
+    per_element: int | None = None,
+    finish: Callable[[Work], None] | None = None,
+    n_outputs: int = 1,
+) -> None:
     for name in names.split():
         _TABLE[name] = Kernel(params, category, per_element, finish, n_outputs)
 
 
-# ---- arithmetic that is no fixed cost per element of the result --------------------------------------------------------
+# ---- arithmetic that is no fixed cost per element of the result
 
 
 def _dim(shape: Sequence[Size] | None, index: int) -> Size:
@@ -134,20 +140,29 @@ def _conv_way(work: Work, x: Sequence[Size] | None, w: Sequence[Size] | None, ou
     unit_strides = strides is not None and all(stride == 1 for stride in strides)
     if group == 1 and unpadded and tuple(w[2:]) == tuple(x[2:]) and all(size == 1 for size in out[2:]):
         return [f"the {window} window is the whole input: one matrix product"]
-    if unpadded and unit_strides and all(size == 1 for size in w[2:]) and not (
-        isinstance(per_group, int) and per_group <= 3
+    if (
+        unpadded
+        and unit_strides
+        and all(size == 1 for size in w[2:])
+        and not (isinstance(per_group, int) and per_group <= 3)
     ):
-        return [f"a {window} window, stride 1, no padding reads one position per output: a plain matrix product, "
-                "nothing is copied"]
+        return [
+            f"a {window} window, stride 1, no padding reads one position per output: a plain matrix product, "
+            "nothing is copied"
+        ]
     if not isinstance(per_group, int):
         return []
     if per_group <= 3:
         depthwise = " (depthwise)" if _dim(w, 1) == 1 else ""
-        return [f"{per_group} output channel{'s' * (per_group > 1)} per group{depthwise}: direct sums over padded "
-                "planes beat a packed product"]
+        return [
+            f"{per_group} output channel{'s' * (per_group > 1)} per group{depthwise}: direct sums over padded "
+            "planes beat a packed product"
+        ]
     stretched = dilations is not None and any(dilation != 1 for dilation in dilations)
-    return [f"{window} window{', dilated' * stretched}: packed panels (im2col a cache-sized block at a time) and our "
-            "own matrix product"]
+    return [
+        f"{window} window{', dilated' * stretched}: packed panels (im2col a cache-sized block at a time) and our "
+        "own matrix product"
+    ]
 
 
 def _conv_transpose(work: Work) -> None:
@@ -171,8 +186,10 @@ def _matmul(work: Work) -> None:
         rows = mul(rows, n_batch)
         work.way.append("the right side is one matrix: the batch of the left continues its rows, one product")
     elif len(a) > 2 or len(b) > 2:
-        work.way.append(f"{'a' if n_batch is None else n_batch} product{'s' * (n_batch != 1)} of "
-                        f"{rows} x {inner} by {inner} x {columns}")
+        work.way.append(
+            f"{'a' if n_batch is None else n_batch} product{'s' * (n_batch != 1)} of "
+            f"{rows} x {inner} by {inner} x {columns}"
+        )
     work.way += _product_way(work, rows, columns, inner)
 
 
@@ -247,11 +264,20 @@ _row("matmul", "a b out", PRODUCT, finish=_matmul)
 _row("gemm", "a b c alpha beta trans_a trans_b out", PRODUCT, finish=_gemm)
 _row("matmul_integer", "a b a_zero b_zero out", PRODUCT, finish=_matmul_integer)
 
-_row("add sub mul div mod fmod floor_div pow maximum minimum atan2 equal not_equal less less_equal greater "
-     "greater_equal logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor left_shift right_shift",
-     "a b out", ELEMENTWISE, 1)
-_row("abs acos acosh asin asinh atan atanh bitwise_not ceil cos cosh erf exp floor log logical_not neg reciprocal relu "
-     "round sign sin sinh sqrt square tan tanh is_inf is_nan", "x * out", ELEMENTWISE, 1)
+_row(
+    "add sub mul div mod fmod floor_div pow maximum minimum atan2 equal not_equal less less_equal greater "
+    "greater_equal logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor left_shift right_shift",
+    "a b out",
+    ELEMENTWISE,
+    1,
+)
+_row(
+    "abs acos acosh asin asinh atan atanh bitwise_not ceil cos cosh erf exp floor log logical_not neg reciprocal relu "
+    "round sign sin sinh sqrt square tan tanh is_inf is_nan",
+    "x * out",
+    ELEMENTWISE,
+    1,
+)
 _row("rsqrt cast", "x * out", ELEMENTWISE, 2)
 _TABLE["cast"] = Kernel("x out", ELEMENTWISE, 0)
 _row("leaky_relu", "x alpha out", ELEMENTWISE, 2)
@@ -273,16 +299,29 @@ _row("instance_norm", "x scale bias eps out", REDUCTION, 8)
 _row("group_norm", "x scale bias groups eps out", REDUCTION, 8)
 _row("lp_norm", "x axis p out", REDUCTION, 3)
 _row("lrn", "x size alpha beta bias out", REDUCTION, finish=_lrn)
-_row("reduce_sum reduce_mean reduce_max reduce_min reduce_prod reduce_all reduce_any", "x axes out", REDUCTION,
-     finish=_of_input(1))
-_row("reduce_l1 reduce_l2 reduce_sum_square reduce_log_sum reduce_log_sum_exp", "x axes out", REDUCTION,
-     finish=_of_input(2))
+_row(
+    "reduce_sum reduce_mean reduce_max reduce_min reduce_prod reduce_all reduce_any",
+    "x axes out",
+    REDUCTION,
+    finish=_of_input(1),
+)
+_row(
+    "reduce_l1 reduce_l2 reduce_sum_square reduce_log_sum reduce_log_sum_exp",
+    "x axes out",
+    REDUCTION,
+    finish=_of_input(2),
+)
 _row("argmax argmin", "x axis select_last out", REDUCTION, finish=_of_input(1))
 _row("cumsum", "x axis exclusive reverse out", REDUCTION, 1)
 _row("global_avg_pool global_max_pool", "x out", REDUCTION, finish=_of_input(1))
 _row("max_pool", "x kernel strides pads dilations out", REDUCTION, finish=_pool)
-_row("max_pool_with_indices", "x kernel strides pads dilations storage_order out indices", REDUCTION, finish=_pool,
-     n_outputs=2)
+_row(
+    "max_pool_with_indices",
+    "x kernel strides pads dilations storage_order out indices",
+    REDUCTION,
+    finish=_pool,
+    n_outputs=2,
+)
 _row("avg_pool", "x kernel strides pads dilations count_include_pad out", REDUCTION, finish=_pool)
 _row("lp_pool", "x kernel strides pads dilations p out", REDUCTION, finish=_pool)
 _row("topk", "x k axis largest sorted values indices", REDUCTION, finish=_of_input(1), n_outputs=2)
@@ -309,21 +348,51 @@ _row("arange", "start step out", MOVEMENT, 1)
 _row("eye", "k out", MOVEMENT, 0)
 
 _BUILTINS = {
-    "alloc_storage": MEMORY, "alloc_tensor": MEMORY, "null_value": MEMORY, "copy": MEMORY, "reshape": MEMORY,
-    "ensure_zero_offset": MEMORY, "alloc_shape_heap": SHAPES, "make_shape": SHAPES, "make_prim_value": SHAPES,
-    "shape_of": SHAPES, "tensor_to_shape": SHAPES, "eval_shape_expr": SHAPES, "store_dim": SHAPES,
-    "tensor_scalar": SHAPES, "shape_to_tensor": SHAPES, "match_shape": CHECKS, "match_prim_value": CHECKS,
-    "read_if_cond": CONTROL, "make_closure": CALLS, "invoke_closure": CALLS, "call_tir_dyn": CALLS,
-    "call_py_func": CALLS, "invoke_debug_func": CALLS, "make_tuple": MEMORY, "tuple_getitem": MEMORY,
-    "tuple_reset_item": MEMORY, "to_device": MOVEMENT,
+    "alloc_storage": MEMORY,
+    "alloc_tensor": MEMORY,
+    "null_value": MEMORY,
+    "copy": MEMORY,
+    "reshape": MEMORY,
+    "ensure_zero_offset": MEMORY,
+    "alloc_shape_heap": SHAPES,
+    "make_shape": SHAPES,
+    "make_prim_value": SHAPES,
+    "shape_of": SHAPES,
+    "tensor_to_shape": SHAPES,
+    "eval_shape_expr": SHAPES,
+    "store_dim": SHAPES,
+    "tensor_scalar": SHAPES,
+    "shape_to_tensor": SHAPES,
+    "match_shape": CHECKS,
+    "match_prim_value": CHECKS,
+    "read_if_cond": CONTROL,
+    "make_closure": CALLS,
+    "invoke_closure": CALLS,
+    "call_tir_dyn": CALLS,
+    "call_py_func": CALLS,
+    "invoke_debug_func": CALLS,
+    "make_tuple": MEMORY,
+    "tuple_getitem": MEMORY,
+    "tuple_reset_item": MEMORY,
+    "to_device": MOVEMENT,
 }
 _BUILTIN_PARAMS = {
-    "alloc_storage": "vm shape device dtype scope", "alloc_tensor": "storage offset shape dtype scope",
-    "alloc_shape_heap": "vm cells", "check_tensor_info": "value ndim dtype context", "reshape": "value shape",
-    "check_shape_info": "value ndim context", "check_tuple_info": "value length context",
-    "check_prim_value_info": "value dtype context", "copy": "value", "shape_of": "value",
-    "tuple_getitem": "tuple index", "tuple_reset_item": "tuple index", "read_if_cond": "condition",
-    "invoke_closure": "vm function *", "make_closure": "function *", "eval_shape_expr": "heap cell program",
+    "alloc_storage": "vm shape device dtype scope",
+    "alloc_tensor": "storage offset shape dtype scope",
+    "alloc_shape_heap": "vm cells",
+    "check_tensor_info": "value ndim dtype context",
+    "reshape": "value shape",
+    "check_shape_info": "value ndim context",
+    "check_tuple_info": "value length context",
+    "check_prim_value_info": "value dtype context",
+    "copy": "value",
+    "shape_of": "value",
+    "tuple_getitem": "tuple index",
+    "tuple_reset_item": "tuple index",
+    "read_if_cond": "condition",
+    "invoke_closure": "vm function *",
+    "make_closure": "function *",
+    "eval_shape_expr": "heap cell program",
 }
 _BUILTIN_WAYS = {
     "reshape": "a view: the same bytes under another shape",

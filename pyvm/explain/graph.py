@@ -1,8 +1,8 @@
 """The graph of a function as a drawing plan: blocks inside blocks, and in each block nodes in layers.
 
-Branches and loops become blocks, found in the jumps of the bytecode; what is between them is laid out in layers from top
-to bottom, edges that pass a layer bending around its nodes. An edge that would pass very many layers is not drawn but
-named at both ends, which keeps the picture of a large model readable and its layout fast.
+Branches and loops become blocks, found in the jumps of the bytecode; what is between them is laid out in layers from
+top to bottom, edges that pass a layer bending around its nodes. An edge that would pass very many layers is not drawn
+but named where it ends, which keeps the picture of a large model readable and its layout fast.
 """
 
 from __future__ import annotations

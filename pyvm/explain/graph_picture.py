@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from html import escape
-
+from .escaping import esc
 from .graph import Block, Drawing, Edge, Node, blocks_of, draw
 from .model import FunctionExplanation, Instruction, Operand
 from .sizes import Size
@@ -39,7 +38,7 @@ def _block(block: Block) -> str:
     return (
         f'<g class="block {block.kind}"><rect x="{block.x:.1f}" y="{block.y:.1f}" width="{block.width:.1f}" '
         f'height="{block.height:.1f}" rx="8"/><text x="{block.x + 10:.1f}" y="{block.y + 16:.1f}">'
-        f"{escape(block.title)}</text></g>"
+        f"{esc(block.title)}</text></g>"
     )
 
 
@@ -67,7 +66,7 @@ def _stubs(drawing: Drawing, names: list[str]) -> dict[int, list[str]]:
 
 def _cut(text: str, width: float, per_letter: float) -> str:
     n = max(int(width / per_letter), 1)
-    return escape(text if len(text) <= n else text[: n - 1] + "…")
+    return esc(text if len(text) <= n else text[: n - 1] + "…")
 
 
 def _node(node: Node, names: list[str], types: list[str], far: list[str]) -> str:
@@ -79,7 +78,7 @@ def _node(node: Node, names: list[str], types: list[str], far: list[str]) -> str
         return (
             f'<g class="n param" data-pc="{node.id}"><rect x="{x:.1f}" y="{y:.1f}" width="{w:.0f}" height="{h:.0f}" '
             f'rx="13"/><text class="t" x="{x + w / 2:.1f}" y="{y + 17:.1f}" text-anchor="middle">'
-            f"{_cut(name, w - 20, 6.6)}</text><title>{escape(f'{name}: {kind}')}</title></g>"
+            f"{_cut(name, w - 20, 6.6)}</text><title>{esc(f'{name}: {kind}')}</title></g>"
         )
     out = [f'<g class="n k-{i.category}" data-pc="{i.pc}">']
     out.append(f'<rect class="box" x="{x:.1f}" y="{y:.1f}" width="{w:.0f}" height="{h:.0f}" rx="6"/>')
@@ -94,7 +93,7 @@ def _node(node: Node, names: list[str], types: list[str], far: list[str]) -> str
     if far:
         shown = ", ".join(far[:3]) + (" …" if len(far) > 3 else "")
         out.append(f'<text class="far" x="{x + 14:.1f}" y="{y - 5:.1f}">↳ {_cut("from " + shown, w, 5.6)}</text>')
-    out.append(f"<title>{escape(_tip(i))}</title></g>")
+    out.append(f"<title>{esc(_tip(i))}</title></g>")
     return "".join(out)
 
 

@@ -58,7 +58,8 @@ def find_buffers(
     sides = _other_sides(facts.steps)
     for buffer in buffers.values():
         buffer.why = _reason(buffer, blocks, buffers)
-        end = blocks[buffer.storages[0]].end if buffer.escapes and buffer.storages[0] in blocks else buffer.end
+        home = blocks.get(buffer.storages[0]) if len(buffer.storages) == 1 else None
+        end = home.end if buffer.escapes and home is not None else buffer.end
         buffer.spans = _spans(buffer.begin, end, sides)
     for block in blocks.values():
         block.spans = _spans(block.begin, block.end, sides)
@@ -152,12 +153,20 @@ def _continue_earlier(inside: list[Buffer], starts_with: Mapping[int, str]) -> N
             if not isinstance(other.offset, int) or not isinstance(other.nbytes, int):
                 continue
             overlaps = other.offset < high and other.offset + other.nbytes > low
-            covered = any(
-                later.begin > other.end and later.begin < buffer.begin and later is not other
-                and isinstance(later.offset, int) and isinstance(later.nbytes, int)
-                and later.offset < other.offset + other.nbytes and later.offset + later.nbytes > other.offset
-                for later in inside
-            ) if overlaps and len(inside) <= 2000 else False
+            covered = (
+                any(
+                    later.begin > other.end
+                    and later.begin < buffer.begin
+                    and later is not other
+                    and isinstance(later.offset, int)
+                    and isinstance(later.nbytes, int)
+                    and later.offset < other.offset + other.nbytes
+                    and later.offset + later.nbytes > other.offset
+                    for later in inside
+                )
+                if overlaps and len(inside) <= 2000
+                else False
+            )
             if overlaps and not covered:
                 other.end = max(other.end, buffer.begin - 1)
                 if not buffer.kernel:

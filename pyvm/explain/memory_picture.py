@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
 
 from . import sizes
+from .escaping import esc
 from .model import Buffer, FunctionExplanation, Storage
 from .text import bytes_text
 
@@ -142,7 +142,7 @@ def svg(function: FunctionExplanation, dims: Mapping[str, int], key: str) -> str
     out.append("</g>")
     out.append('<g class="storages">')
     for box in picture.storages:
-        tip = f"<title>{escape(storage_tip(function.storages[box.id], box.nbytes))}</title>"
+        tip = f"<title>{esc(storage_tip(function.storages[box.id], box.nbytes))}</title>"
         rects = _rects(box, x, y(box.low + box.nbytes), across, max(box.nbytes * up, 0.5))
         out.append(f'<g class="s {function.storages[box.id].kind}" data-s="{box.id}">{rects}{tip}</g>')
     out.append('</g><g class="buffers">')
@@ -172,8 +172,8 @@ def _buffer(buffer: Buffer, box: Box, x: _X, y: float, across: float, up: float)
     width = (end - begin + 1) * across
     if width > 6.4 * len(label) + 6 and height > 13:
         middle = x(begin) + width / 2
-        parts.append(f'<text x="{middle:.1f}" y="{y + height / 2 + 4:.1f}" text-anchor="middle">{escape(label)}</text>')
-    parts.append(f"<title>{escape(buffer_tip(buffer, box.nbytes))}</title></g>")
+        parts.append(f'<text x="{middle:.1f}" y="{y + height / 2 + 4:.1f}" text-anchor="middle">{esc(label)}</text>')
+    parts.append(f"<title>{esc(buffer_tip(buffer, box.nbytes))}</title></g>")
     return "".join(parts)
 
 

@@ -437,7 +437,13 @@ def as_data(explanation: Explanation) -> dict[str, Any]:
 
     def buffer(b: Buffer) -> dict[str, Any]:
         data = {key: getattr(b, key) for key in ("id", "begin", "end", "kernel", "source", "escapes", "why", "dtype")}
-        data |= {"storages": list(b.storages), "spans": [list(span) for span in b.spans], "shape": dims(b.shape), "writers": b.writers, "readers": b.readers}
+        data |= {
+            "storages": list(b.storages),
+            "spans": [list(span) for span in b.spans],
+            "shape": dims(b.shape),
+            "writers": b.writers,
+            "readers": b.readers,
+        }
         return data | values([("offset", b.offset), ("nbytes", b.nbytes)])
 
     def function(f: FunctionExplanation) -> dict[str, Any]:
@@ -450,14 +456,26 @@ def as_data(explanation: Explanation) -> dict[str, Any]:
             "symbols": f.symbols,
             "approximate": f.approximate,
             "control_flow": f.has_control_flow,
-            "totals": {**values((key, getattr(totals, key)) for key in _SIZES), "self_ns": totals.self_ns,
-                       "flops_unknown": totals.flops_unknown, "bytes_unknown": totals.bytes_unknown},
+            "totals": {
+                **values((key, getattr(totals, key)) for key in _SIZES),
+                "self_ns": totals.self_ns,
+                "flops_unknown": totals.flops_unknown,
+                "bytes_unknown": totals.bytes_unknown,
+            },
             "memory": {**vars(memory), "ratio": memory.ratio},
             "instructions": [instruction(i) for i in f.instructions],
             "buffers": [buffer(b) for b in f.buffers.values()],
             "storages": [
-                {"id": s.id, "kind": s.kind, "begin": s.begin, "end": s.end, "buffers": s.buffers,
-                 "spans": [list(span) for span in s.spans], "escapes": s.escapes, **values([("nbytes", s.nbytes)])}
+                {
+                    "id": s.id,
+                    "kind": s.kind,
+                    "begin": s.begin,
+                    "end": s.end,
+                    "buffers": s.buffers,
+                    "spans": [list(span) for span in s.spans],
+                    "escapes": s.escapes,
+                    **values([("nbytes", s.nbytes)]),
+                }
                 for s in f.storages.values()
             ],
         }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 from functools import cache
 from importlib import resources
@@ -17,6 +16,7 @@ from typing import Any
 from pyvm.ir.prim import Extremum, FloorDiv, FloorMod, Poly, PrimExpr, SymVar
 
 from . import graph_picture, memory_picture, sizes
+from .escaping import esc
 from .model import Explanation, FunctionExplanation, Instruction, Operand, Totals
 from .sizes import Size
 from .text import bytes_text, count_text, rate_text, time_text
@@ -36,12 +36,6 @@ _SHOWN_CATEGORIES = {
     "checks": "checks",
     "control": "control flow",
 }
-
-
-def esc(text: object) -> str:
-    """`text` for any place in HTML; control characters become marks."""
-    shown = "".join(c if c >= " " and c != "\x7f" or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
-    return html.escape(shown.encode("utf-8", "replace").decode("utf-8"), quote=True)
 
 
 @cache
@@ -109,7 +103,9 @@ class _Page:
     def cell(self, size: Size, form: str) -> str:
         """A table cell with a size, to sort by."""
         value = sizes.number(size, self.dims)
-        text = "" if size == 0 else "?" if value is None else bytes_text(value) if form == "bytes" else count_text(value)
+        text = (
+            "" if size == 0 else "?" if value is None else bytes_text(value) if form == "bytes" else count_text(value)
+        )
         attributes = f'data-v="{"" if value is None else value}"'
         if isinstance(size, PrimExpr):
             attributes += f' data-x="{esc(json.dumps(postfix(size)))}" data-f="{form}" title="{esc(size)}"'
@@ -146,9 +142,10 @@ class _Page:
                 f"<title>{esc(e.name)}, explained</title><style>{_asset('page.css')}</style></head><body>",
                 f'<header><div class="bar-in"><div class="grow"><h1>{esc(e.name)}</h1><div class="sub">',
                 self.subtitle(),
-                '</div></div><button id="theme" type="button" title="light or dark" aria-label="light or dark">◐</button>',
+                '</div></div><button id="theme" type="button" aria-label="light or dark">◐</button>',
                 "</div></header>",
-                f'<div class="sticky"><div class="bar-in">{tabs}<div class="grow"></div>{inputs}</div></div>' * bool(bar),
+                f'<div class="sticky"><div class="bar-in">{tabs}<div class="grow"></div>{inputs}</div></div>'
+                * bool(bar),
                 "<main>",
                 f'<p class="problem">This program does not verify: {esc(e.problem)}</p>' if e.problem else "",
                 *sections,
@@ -177,9 +174,7 @@ class _Page:
             f'value="{self.dims[name]}" autocomplete="off"></label>'
             for name in names[:24]
         )
-        hidden = "".join(
-            f'<input type="hidden" name="{esc(name)}" value="{self.dims[name]}">' for name in names[24:]
-        )
+        hidden = "".join(f'<input type="hidden" name="{esc(name)}" value="{self.dims[name]}">' for name in names[24:])
         assumed = "" if all(name in given for name in names) else '<span class="note">sizes for</span>'
         return f'<div class="dims" title="symbolic dimensions: change them">{assumed}{fields}{hidden}</div>'
 
@@ -211,8 +206,10 @@ class _Page:
 
             picture = svg(self.explanation, f, self.dims)
             if picture:
-                out.append(f'<h2>Roofline<small>measured rates by arithmetic intensity</small></h2>'
-                           f'<div class="panel scroll">{picture}</div>')
+                out.append(
+                    f"<h2>Roofline<small>measured rates by arithmetic intensity</small></h2>"
+                    f'<div class="panel scroll">{picture}</div>'
+                )
         if f.storages or f.buffers:
             out.append(self.memory(f, index))
         picture, left_out = graph_picture.svg(f, f"{index}")
@@ -220,12 +217,14 @@ class _Page:
         zooms = "".join(
             f'<button type="button" data-zoom="{how}" title="{title}">{label}</button>'
             for how, title, label in (
-                ("0.8", "smaller", "−"), ("1.25", "larger", "+"), ("fit", "as wide as the frame", "fit"),
+                ("0.8", "smaller", "−"),
+                ("1.25", "larger", "+"),
+                ("fit", "as wide as the frame", "fit"),
                 ("all", "all of it", "all"),
             )
         )
         out.append(
-            f'<h2>Graph<small>what feeds what; drag to move, Ctrl + wheel to zoom</small></h2>{note}'
+            f"<h2>Graph<small>what feeds what; drag to move, Ctrl + wheel to zoom</small></h2>{note}"
             f'<div class="legend">{self.legend(f)}<span class="tools">{zooms}</span></div>'
             f'<div class="canvas">{picture}</div>'
         )
@@ -251,7 +250,9 @@ class _Page:
         if figures.arena_bytes:
             cards.append(self.card(f'<span data-m="arena">{bytes_text(figures.arena_bytes)}</span>', "arena"))
         elif figures.peak_bytes or f.symbols and f.storages:
-            cards.append(self.card(f'<span data-m="peak">{bytes_text(figures.peak_bytes)}</span>', "memory at its peak"))
+            cards.append(
+                self.card(f'<span data-m="peak">{bytes_text(figures.peak_bytes)}</span>', "memory at its peak")
+            )
         return f'<div class="cards">{"".join(cards)}</div>'
 
     def kinds(self, f: FunctionExplanation) -> str:
@@ -344,7 +345,7 @@ class _Page:
             text.append(f"{figures.unknown} storages of unknown size are left out.")
         picture = memory_picture.svg(f, self.dims, f"{index}")
         return (
-            f'<h2>Memory plan<small>time × address: a rectangle is a tensor, as long as what is in it matters</small></h2>'
+            f"<h2>Memory plan<small>time × address: a rectangle is a tensor while what is in it matters</small></h2>"
             f'<p>{" ".join(text)}</p><div class="legend">{self.legend(f)}<span class="tools">'
             '<button type="button" data-memory="0.5" title="less time">−</button>'
             '<button type="button" data-memory="2" title="more time">+</button></span></div>'
@@ -353,21 +354,30 @@ class _Page:
         )
 
     def table(self, f: FunctionExplanation, totals: Totals) -> str:
-        heads = ['<th class="num">pc</th>', "<th>what, and from what</th>", "<th>result</th>",
-                 '<th class="num">FLOP</th>', '<th class="num">moved</th>']
+        heads = [
+            '<th class="num">pc</th>',
+            "<th>what, and from what</th>",
+            "<th>result</th>",
+            '<th class="num">FLOP</th>',
+            '<th class="num">moved</th>',
+        ]
         if not self.timed:
             heads.append('<th class="num" title="FLOP per byte moved">FLOP/B</th>')
         else:
-            heads += ['<th class="num">time</th>', '<th class="num">share</th>', '<th class="num">GFLOP/s</th>',
-                      '<th class="num">GB/s</th>']
+            heads += [
+                '<th class="num">time</th>',
+                '<th class="num">share</th>',
+                '<th class="num">GFLOP/s</th>',
+                '<th class="num">GB/s</th>',
+            ]
         heads += ["<th>memory</th>", "<th>why</th>"]
         heads = [head.replace("<th", '<th tabindex="0"', 1) for head in heads]
         rows = [self.row(f, i, totals, len(heads)) for i in f.instructions[:MAX_ROWS]]
         left_out = len(f.instructions) - MAX_ROWS
         note = f'<p class="note">The first {MAX_ROWS}; {left_out} more are left out.</p>' if left_out > 0 else ""
         return (
-            f'<h2>Instructions<small>click one for its operands and reasons, a title to sort</small></h2>{note}'
-            '<p class="filter"><input class="search" type="search" placeholder="filter: conv 1x1, reshape, …" size="32"> '
+            f"<h2>Instructions<small>click one for its operands and reasons, a title to sort</small></h2>{note}"
+            '<p class="filter"><input class="search" type="search" placeholder="filter: conv 1x1 relu" size="32"> '
             '<label><input class="work" type="checkbox" checked> only what computes</label> '
             '<span class="note shown"></span></p><div class="panel rows"><table class="list"><thead><tr>'
             f"{''.join(heads)}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
@@ -425,8 +435,10 @@ class _Page:
         for size in (i.flops, i.bytes_moved):
             number = sizes.number(size, self.dims)
             rate = number * i.calls / i.self_ns if number and i.self_ns else None
-            cells.append(f'<td class="num" data-v="{"" if rate is None else f"{rate:.6g}"}">'
-                         f"{'' if rate is None else f'{rate:.3g}'}</td>")
+            cells.append(
+                f'<td class="num" data-v="{"" if rate is None else f"{rate:.6g}"}">'
+                f"{'' if rate is None else f'{rate:.3g}'}</td>"
+            )
         return cells
 
     @staticmethod
@@ -450,16 +462,23 @@ class _Page:
         shown = [o for o in i.operands if o.name or o.text]
         if shown:
             rows = "".join(self.operand(f, o) for o in shown[:200])
-            out.append(f"<table><tr><th>operand</th><th></th><th>value</th><th>bytes</th><th>lies in</th></tr>{rows}</table>")
+            out.append(
+                f"<table><tr><th>operand</th><th></th><th>value</th><th>bytes</th><th>lies in</th></tr>{rows}</table>"
+            )
         facts = []
-        for label, size, form in (("FLOP", i.flops, "count"), ("read", i.bytes_read, "bytes"),
-                                  ("written", i.bytes_written, "bytes")):
+        for label, size, form in (
+            ("FLOP", i.flops, "count"),
+            ("read", i.bytes_read, "bytes"),
+            ("written", i.bytes_written, "bytes"),
+        ):
             if size != 0 and i.is_work:
                 expression = f" = <code>{esc(size)}</code>" if isinstance(size, PrimExpr) else ""
                 facts.append(f"{label} {self.number(size, form)}{expression}")
         if i.self_ns is not None:
             rate = rate_text(i, Explanation("", [], [], self.dims, 0, 0, {}))
-            facts.append(f"{time_text(i.self_ns)} in {i.calls} call{'s' * (i.calls != 1)}" + (f", {rate}" if rate else ""))
+            facts.append(
+                f"{time_text(i.self_ns)} in {i.calls} call{'s' * (i.calls != 1)}" + (f", {rate}" if rate else "")
+            )
         if facts:
             out.append(f'<div class="note">{" · ".join(facts)}</div>')
         for label, pcs in (("reads what these computed", i.fed_by), ("read by", i.feeds)):
@@ -506,7 +525,9 @@ def _assumed(explanation: Explanation) -> dict[str, int]:
     """Values for all symbols."""
     given = explanation.dims
     results = [{name: value for name in explanation.symbols} | given for value in _ASSUMED]
-    parts = [size for f in explanation.functions for b in f.buffers.values() for size in (b.shape or ()) if size is not None]
+    parts = [
+        size for f in explanation.functions for b in f.buffers.values() for size in (b.shape or ()) if size is not None
+    ]
     for dims in results:
         if all(sizes.number(size, dims) is not None for size in parts if not isinstance(size, int)):
             return dims

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from html import escape
 
 from . import sizes
+from .escaping import esc
 from .model import Explanation, FunctionExplanation
 from .text import time_text
 
@@ -14,7 +14,7 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1160, 300, 60, 16, 12, 34
 
 
 def svg(explanation: Explanation, function: FunctionExplanation, dims: Mapping[str, int]) -> str:
-    """A point per measured instruction: FLOP per byte to the right, GFLOP/s upwards, both logarithmic; "" without any."""
+    """A point per measured instruction: FLOP per byte to the right, GFLOP/s upwards, logarithmic; "" without any."""
     points = []
     for i in function.instructions:
         flops, moved = sizes.number(i.flops, dims), sizes.number(i.bytes_moved, dims)
@@ -68,7 +68,7 @@ def svg(explanation: Explanation, function: FunctionExplanation, dims: Mapping[s
             tip += f"\n{i.source[:160]}"
         out.append(
             f'<g class="p n k-{i.category}" data-pc="{i.pc}"><circle cx="{x(intensity):.1f}" cy="{y(rate):.1f}" '
-            f'r="{radius:.1f}"/><title>{escape(tip)}</title></g>'
+            f'r="{radius:.1f}"/><title>{esc(tip)}</title></g>'
         )
     out.append("</svg>")
     return "".join(out)

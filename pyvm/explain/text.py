@@ -68,7 +68,7 @@ def _table(rows: list[Sequence[str]], right: set[int]) -> list[str]:
 
 def _clean(text: str) -> str:
     """`text` without what would steer a terminal."""
-    return "".join(c if c.isprintable() else "\\x%02x" % ord(c) if ord(c) < 256 else "?" for c in text)
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else "?" for c in text)
 
 
 def _short(text: str, width: int) -> str:
@@ -77,8 +77,9 @@ def _short(text: str, width: int) -> str:
 
 def as_text(explanation: Explanation, all_instructions: bool) -> str:
     """The tables of every function."""
-    lines = [f"{_clean(explanation.name)}: {explanation.n_constants} constants, "
-             f"{bytes_text(explanation.constants_bytes)}"]
+    lines = [
+        f"{_clean(explanation.name)}: {explanation.n_constants} constants, {bytes_text(explanation.constants_bytes)}"
+    ]
     if explanation.problem:
         lines.append(f"does not verify: {_clean(explanation.problem)}")
     for function in explanation.functions:

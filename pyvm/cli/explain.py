@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pyvm.executable import VMExecutable
     from pyvm.profile import Profile
 
-HELP = "explain instructions, costs and memory, as text or as a page with pictures"
+HELP = "explain instructions, costs and memory"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

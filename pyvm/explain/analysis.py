@@ -59,6 +59,7 @@ _REGISTER, _IMMEDIATE, _CONSTANT, _FUNCTION = (
 _MAX_STATE_CELLS = 4_000_000  # registers times blocks, beyond which blocks are looked at one by one
 _EXACT_AFTER = 4  # visits of a block after which what differs is unknown altogether
 _MAX_RANK = 64
+_MAX_DIMS = 32_768  # of a shape that is no tensor's
 _MAX_CALL_DEPTH = 40
 
 
@@ -92,6 +93,8 @@ class FunctionFacts:
         Instruction -> bytes of the storage that it allocates.
     held_until : dict
         Storage -> last instruction after which some register still holds it.
+    plans : dict
+        Instruction that plans an arena when the function runs -> its table and the sizes of the buffers.
     result : Value
         Without memory.
     """
@@ -102,6 +105,7 @@ class FunctionFacts:
     allocations: dict[int, tuple[frozenset[int], Size, TensorValue]] = field(default_factory=dict)
     storages: dict[int, Size] = field(default_factory=dict)
     held_until: dict[int, int] = field(default_factory=dict)
+    plans: dict[int, tuple[tuple[int, ...], list[Size]]] = field(default_factory=dict)
     result: Value = UNKNOWN
     approximate: bool = False
 
@@ -280,6 +284,11 @@ class _State:
                 self.writers[buffer] = mine_too | theirs_too
                 changed = True
         return changed
+
+
+def names_of_plan(pc: int, n: int) -> list[str]:
+    """Symbols for what an instruction that plans an arena returns: the size of the arena, an offset per buffer."""
+    return [f"arena_at_{pc}", *(f"arena_at_{pc}_{i}" for i in range(n))]
 
 
 _ANNOTATION = re.compile(r"annotation=(?:R\.)?(?:Tensor|Shape)\(\(([^()]*)\)")
@@ -590,7 +599,7 @@ class _FunctionWalk:
 
     def _match_shape(self, pc: int, args: list[Arg], state: _State) -> Value:
         value, n = args[0].value, self._int(args[2])
-        if not 0 <= n <= _MAX_RANK or len(args) != 4 + 2 * n:
+        if not 0 <= n <= _MAX_DIMS or len(args) != 4 + 2 * n:
             return NONE
         dims: list[Size] = [None] * n
         if isinstance(value, TensorValue) and value.shape is not None and len(value.shape) == n:
@@ -679,6 +688,16 @@ class _FunctionWalk:
         value = args[0].value
         n = len(value.dims) if isinstance(value, ShapeValue) and value.dims is not None else None
         return TensorValue(origins=frozenset((pc,)), shape=(n,), dtype="int64")
+
+    def _plan_arena(self, pc: int, args: list[Arg], state: _State) -> Value:
+        table = args[0].value
+        if not isinstance(table, ShapeValue) or table.dims is None or len(table.dims) > 3 * _MAX_DIMS:
+            return ShapeValue()
+        n = len(table.dims) // 3
+        if self.recording:
+            words = tuple(word for word in table.dims if isinstance(word, int))
+            self.facts.plans[pc] = words, [self._number(arg) for arg in args[1:]]
+        return ShapeValue(dims=tuple(symbol(name) for name in names_of_plan(pc, n)))
 
     def _alloc_storage(self, pc: int, args: list[Arg], state: _State) -> Value:
         if self.recording:
@@ -845,6 +864,8 @@ _RULES: dict[str, _Rule] = {
     "vm.builtin.tuple_getitem": _W._tuple_getitem,
     "vm.builtin.tuple_reset_item": _W._tuple_reset_item,
     "pyvm.builtin.eval_shape_expr": _W._eval_shape_expr,
+    "pyvm.builtin.check_upper_bound": _W._nothing,
+    "pyvm.builtin.plan_arena": _W._plan_arena,
     "pyvm.builtin.shape_to_tensor": _W._shape_to_tensor,
     "pyvm.builtin.store_dim": _W._store_dim,
     "pyvm.builtin.tensor_scalar": _W._tensor_scalar,

@@ -13,7 +13,7 @@ from vmcore.errors import ArgumentValueError, VMError
 from vmcore.isa import format_instruction, register_name
 
 from . import sizes
-from .analysis import FunctionFacts, Program, Step
+from .analysis import FunctionFacts, Program, Step, names_of_plan
 from .costs import (
     CONTROL,
     ELEMENTWISE,
@@ -27,7 +27,7 @@ from .costs import (
     work_of_kernel,
 )
 from .memory import find_buffers
-from .model import Explanation, FunctionExplanation, Instruction, Operand
+from .model import ArenaPlan, Explanation, FunctionExplanation, Instruction, Operand
 from .values import Arg, ScalarValue, TensorValue, Value
 
 if TYPE_CHECKING:
@@ -140,6 +140,10 @@ class _Function:
             facts.approximate,
         )
         self._link(function, works)
+        function.plans = [
+            ArenaPlan(pc, table, wanted, names_of_plan(pc, len(table) // 3))
+            for pc, (table, wanted) in facts.plans.items()
+        ]
         function.symbols = _symbols(function, facts)
         return function
 
@@ -340,4 +344,7 @@ def _symbols(function: FunctionExplanation, facts: FunctionFacts) -> list[str]:
             for name in sorted(sizes.symbols(dim)):
                 if name in used:
                     ordered[name] = None
+    for plan in function.plans:
+        used -= set(plan.names)
+        used |= {name for size in plan.sizes for name in sizes.symbols(size)}
     return [*ordered, *sorted(used - set(ordered))]

@@ -361,6 +361,7 @@ _BUILTINS = {
     "tensor_to_shape": SHAPES,
     "eval_shape_expr": SHAPES,
     "store_dim": SHAPES,
+    "plan_arena": MEMORY,
     "tensor_scalar": SHAPES,
     "shape_to_tensor": SHAPES,
     "match_shape": CHECKS,
@@ -398,6 +399,7 @@ _BUILTIN_WAYS = {
     "reshape": "a view: the same bytes under another shape",
     "copy": "the same value in another register, no data is copied",
     "null_value": "the value of this register is dead: it lets go of its memory",
+    "plan_arena": "places the tensors of the arena now that their sizes are known",
     "read_if_cond": "the first element of the condition decides",
 }
 

@@ -178,7 +178,9 @@ def _reason(buffer: Buffer, storages: Mapping[int, Storage], buffers: Mapping[in
         return "in memory that comes from elsewhere"
     storage = storages[buffer.storages[0]]
     if storage.kind == "arena":
-        text = "in the arena: its size is known and it stays inside the function"
+        text = "in the arena: it stays inside the function"
+        if not isinstance(buffer.offset, int) and buffer.offset is not None:
+            text += ", at an address that follows from the sizes when the function runs"
         before = _held_before(buffer, storage, buffers)
         if before:
             text += f"; the address was held by {before} before"
@@ -217,7 +219,8 @@ def _held_before(buffer: Buffer, storage: Storage, buffers: Mapping[int, Buffer]
 
 def memory_figures(function: FunctionExplanation, dims: Mapping[str, int]) -> MemoryFigures:
     """Sizes and lower bounds; symbols without a value make a storage unknown."""
-    arena = 0
+    dims = function.resolved(dims)
+    arenas: list[tuple[int, int, int]] = []
     unknown = 0
     held: list[tuple[int, int, int]] = []
     sizes_of: dict[int, int] = {}
@@ -229,7 +232,7 @@ def memory_figures(function: FunctionExplanation, dims: Mapping[str, int]) -> Me
         sizes_of[storage.id] = nbytes
         held += [(*span, _aligned(nbytes)) for span in storage.spans]
         if storage.kind == "arena":
-            arena += nbytes
+            arenas += [(*span, nbytes) for span in storage.spans]
     in_arena: list[tuple[int, int, int]] = []
     alive: list[tuple[int, int, int]] = []
     total = 0
@@ -243,7 +246,7 @@ def memory_figures(function: FunctionExplanation, dims: Mapping[str, int]) -> Me
         alive += spans
         if home.kind == "arena":
             in_arena += spans
-    return MemoryFigures(arena, _most(in_arena), _most(held), _most(alive), total, unknown)
+    return MemoryFigures(_most(arenas), _most(in_arena), _most(held), _most(alive), total, unknown)
 
 
 def _aligned(nbytes: int) -> int:

@@ -48,6 +48,7 @@ class Picture:
 
 def compute(function: FunctionExplanation, dims: Mapping[str, int]) -> Picture:
     """Places everything."""
+    dims = function.resolved(dims)
     homes: dict[int, Box] = {}
     ordered = sorted(function.storages.values(), key=lambda s: (s.kind != "arena", s.begin))
     for storage in ordered:

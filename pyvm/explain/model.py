@@ -201,13 +201,50 @@ class Storage:
 
 
 @dataclass
+class ArenaPlan:
+    """An arena that the function plans when it runs.
+
+    Attributes
+    ----------
+    pc : int
+        The instruction that does.
+    table : tuple of int
+        Begin, end and which size, for each buffer.
+    sizes : list of Size
+        What the table refers to.
+    names : list of str
+        Symbols for the outcome: bytes of the arena, then the offset of each buffer.
+    """
+
+    pc: int
+    table: tuple[int, ...]
+    sizes: list[Size]
+    names: list[str]
+
+    def outcome(self, dims: Mapping[str, int]) -> dict[str, int]:
+        """The symbols' values for these dims, as the instruction itself computes them; {} if it cannot."""
+        from pyvm.registry import get_global_func
+        from vmcore.errors import VMError
+        from vmcore.types import Shape
+
+        numbers = [sizes.number(size, dims) for size in self.sizes]
+        if any(number is None or number >= 1 << 62 for number in numbers):
+            return {}
+        try:
+            result = get_global_func("pyvm.builtin.plan_arena")(Shape(self.table), *numbers)
+        except (VMError, OverflowError):
+            return {}
+        return dict(zip(self.names, map(int, result), strict=False))
+
+
+@dataclass
 class MemoryFigures:
     """A memory plan in numbers, for given values of the symbols.
 
     Attributes
     ----------
     arena_bytes, arena_lower_bound : int
-        What is planned at compile time: its size, and the most bytes that are alive in it at one time.
+        What tensors share by address: its size, and the most bytes that are alive in it at one time.
     peak_bytes, lower_bound : int
         Arena and storages together: the most that is held at one time, and the most that is alive.
     without_reuse : int
@@ -259,6 +296,8 @@ class FunctionExplanation:
         Whether there is a branch or a loop: totals then count every instruction once all the same.
     approximate : bool
         Whether the program was too entangled to follow, so that less is known than could be.
+    plans : list of ArenaPlan
+        Arenas that are planned when the function runs; sizes may have the symbols that stand for their outcome.
     """
 
     name: str
@@ -273,6 +312,14 @@ class FunctionExplanation:
     symbols: list[str]
     has_control_flow: bool = False
     approximate: bool = False
+    plans: list[ArenaPlan] = field(default_factory=list)
+
+    def resolved(self, dims: Mapping[str, int]) -> dict[str, int]:
+        """`dims` with what the function plans for them."""
+        values = dict(dims)
+        for plan in self.plans:
+            values.update(plan.outcome(values))
+        return values
 
     def instruction(self, pc: int) -> Instruction:
         """The instruction at `pc`; raises IndexError for one of another function."""
@@ -331,6 +378,7 @@ class Explanation:
     problem: str = ""
     profile_ns: int | None = None
     profiled: str = ""
+    _values: dict[str, int] | None = field(default=None, repr=False)
 
     def function(self, name: str) -> FunctionExplanation:
         """The function of this name; raises KeyError."""
@@ -341,7 +389,12 @@ class Explanation:
 
     def number(self, size: Size) -> int | None:
         """`size` as a number, with the dims that the explanation was given; None if that is not enough."""
-        return sizes.number(size, self.dims)
+        if self._values is None:
+            self._values = dict(self.dims)
+            if self.dims:
+                for function in self.functions:
+                    self._values.update(function.resolved(self.dims))
+        return sizes.number(size, self._values)
 
     @property
     def symbols(self) -> list[str]:
@@ -463,6 +516,7 @@ def as_data(explanation: Explanation) -> dict[str, Any]:
                 "bytes_unknown": totals.bytes_unknown,
             },
             "memory": {**vars(memory), "ratio": memory.ratio},
+            "plans": [{"pc": p.pc, "names": p.names, "table": list(p.table)} for p in f.plans],
             "instructions": [instruction(i) for i in f.instructions],
             "buffers": [buffer(b) for b in f.buffers.values()],
             "storages": [

@@ -12,6 +12,7 @@
   const show = {
     bytes: v => units(v, ["B", "KiB", "MiB", "GiB", "TiB"], 1024),
     count: v => units(v, ["", "k", "M", "G", "T", "P"], 1000).trim(),
+    plain: v => String(v),
     ratio: v => v.toFixed(3) + " ×",
   };
   const dims = {};
@@ -29,6 +30,44 @@
       else { const b = stack.pop(); stack.push(binary[token](stack.pop(), b)); }
     }
     return Number.isFinite(stack[0]) && stack[0] >= 0 ? stack[0] : null;
+  };
+
+  // ---- arenas that are planned when the function runs, as vmcore/arena.pyx plans them
+  const placeAll = (order, inTime) => {
+    let placed = [], total = 0, live = 0, peak = 0;
+    for (const b of order) {
+      let reach = 0, best = -1, bestGap = 0;
+      if (inTime) placed = placed.filter(o => o.end >= b.begin || ((live -= o.size), false));
+      for (const o of placed) {
+        if (!inTime && (o.begin > b.end || o.end < b.begin)) continue;
+        const gap = o.offset - reach;
+        if (gap >= b.size && (best < 0 || gap < bestGap)) [best, bestGap] = [reach, gap];
+        reach = Math.max(reach, o.offset + o.size);
+      }
+      b.offset = best >= 0 ? best : reach;
+      total = Math.max(total, b.offset + b.size);
+      live += b.size;
+      if (inTime) peak = Math.max(peak, live);
+      let at = placed.length;
+      while (at > 0 && placed[at - 1].offset > b.offset) at--;
+      placed.splice(at, 0, b);
+    }
+    return [total, peak];
+  };
+  const arenaPlans = JSON.parse(one("#plans").textContent);
+  const planArenas = () => {
+    for (const [names, table, sizes] of arenaPlans) {
+      const bytes = sizes.map(size => Math.ceil(Math.max(value(size) || 0, 0) / 64) * 64), buffers = [];
+      for (let i = 0; i + 2 < table.length; i += 3)
+        buffers.push({ begin: table[i], end: table[i + 1], size: bytes[table[i + 2]] || 0, offset: 0, index: i });
+      const [byTime, peak] = placeAll(buffers, true);
+      let offsets = buffers.map(b => b.offset), total = byTime;
+      if (buffers.length <= 256 && byTime > peak) {
+        const [bySize] = placeAll([...buffers].sort((a, b) => b.size - a.size || a.index - b.index), false);
+        if (bySize < byTime) { offsets = buffers.map(b => b.offset); total = bySize; }
+      }
+      names.forEach((name, i) => { dims[name] = i ? offsets[i - 1] : total; });
+    }
   };
 
   // ---- the memory plan, as memory_picture.py draws it
@@ -160,7 +199,7 @@
     }
     const arenas = [...homes.values()].filter(s => s.kind === "arena");
     const align = list => list.map(b => ({ ...b, bytes: Math.max(Math.ceil(b.bytes / 64), 1) * 64 }));
-    const arena = arenas.reduce((sum, s) => sum + s.bytes, 0);
+    const arena = mostHeld(arenas)[0];
     const bound = mostHeld(align(boxes.filter(b => b.home.kind === "arena")))[0];
     const figures = {
       arena: [arena, "bytes"], bound: [bound, "bytes"], ratio: [bound ? arena / bound : null, "ratio"],
@@ -175,6 +214,7 @@
 
   // ---- everything that depends on dimensions
   const refresh = () => {
+    planArenas();
     all("[data-x]").forEach(node => {
       const v = value(JSON.parse(node.dataset.x));
       node.dataset.v = v === null ? "" : v;

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -84,10 +85,21 @@ def _append_postfix(size: int | PrimExpr, out: list[Any]) -> None:
                 out.append("+")
 
 
+_FORMS: dict[str, Callable[[int], str]] = {
+    "bytes": bytes_text,
+    "count": lambda n: count_text(n).strip(),
+    "plain": str,
+}
+
+
 class _Page:
     def __init__(self, explanation: Explanation) -> None:
         self.explanation = explanation
         self.dims = _assumed(explanation)
+        for function in explanation.functions:
+            self.dims = function.resolved(self.dims)
+        for function in explanation.functions:
+            self.dims = function.resolved(self.dims)
         self.timed = explanation.profile_ns is not None
 
     # ---- pieces
@@ -95,7 +107,7 @@ class _Page:
     def number(self, size: Size, form: str) -> str:
         """A size as text; one that depends on symbols follows the inputs at the top of the page."""
         value = sizes.number(size, self.dims)
-        text = "?" if value is None else bytes_text(value) if form == "bytes" else count_text(value).strip()
+        text = "?" if value is None else _FORMS[form](value)
         if size is None or isinstance(size, int):
             return text
         return f'<span data-x="{esc(json.dumps(postfix(size)))}" data-f="{form}" title="{esc(size)}">{text}</span>'
@@ -121,6 +133,7 @@ class _Page:
         script = _asset("page.js")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
+        plans = [[p.names, list(p.table), [postfix(size) for size in p.sizes]] for f in e.functions for p in f.plans]
         sections = [self.function(f, index) for index, f in enumerate(e.functions)]
         links = [
             [i.pc, sorted({b for o in i.inputs for b in o.buffers}), sorted({b for o in i.outputs for b in o.buffers})]
@@ -128,6 +141,7 @@ class _Page:
             for i in f.instructions
             if any(o.buffers for o in i.operands)
         ]
+        plans = [[p.names, list(p.table), [postfix(size) for size in p.sizes]] for f in e.functions for p in f.plans]
         tabs = ""
         if len(e.functions) > 1:
             items = "".join(f'<a href="#f{i}">@{esc(f.name)}</a>' for i, f in enumerate(e.functions))
@@ -151,6 +165,7 @@ class _Page:
                 *sections,
                 self.footer(),
                 f'</main><div id="tip" hidden></div><script type="application/json" id="links">{_script_json(links)}',
+                f'</script><script type="application/json" id="plans">{_script_json(plans)}',
                 f"</script><script>{script}</script></body></html>\n",
             ]
         )
@@ -169,14 +184,15 @@ class _Page:
         if not names:
             return ""
         given = self.explanation.dims
+        title = "symbolic dimensions, as measured" if self.timed else "symbolic dimensions: change them"
         fields = "".join(
             f'<label><span class="mono">{esc(name)}</span><input type="number" min="0" step="1" name="{esc(name)}" '
-            f'value="{self.dims[name]}" autocomplete="off"></label>'
+            f'value="{self.dims[name]}" autocomplete="off"{" disabled" * self.timed}></label>'
             for name in names[:24]
         )
         hidden = "".join(f'<input type="hidden" name="{esc(name)}" value="{self.dims[name]}">' for name in names[24:])
         assumed = "" if all(name in given for name in names) else '<span class="note">sizes for</span>'
-        return f'<div class="dims" title="symbolic dimensions: change them">{assumed}{fields}{hidden}</div>'
+        return f'<div class="dims" title="{title}">{assumed}{fields}{hidden}</div>'
 
     def footer(self) -> str:
         others = self.explanation.others
@@ -329,9 +345,9 @@ class _Page:
         if figures.arena_bytes or (f.symbols and any(s.kind == "arena" for s in f.storages.values())):
             ratio = f"{figures.ratio:.3f} ×" if figures.ratio is not None else "–"
             text.append(
-                f'The arena takes <b data-m="arena">{bytes_text(figures.arena_bytes)}</b>; no plan can take less than '
-                f'<b data-m="bound">{bytes_text(figures.arena_lower_bound)}</b>, the most that is alive in it at one '
-                f'time: <b data-m="ratio">{ratio}</b>.'
+                f'The arena takes <b data-m="arena">{bytes_text(figures.arena_bytes)}</b>; at most '
+                f'<b data-m="bound">{bytes_text(figures.arena_lower_bound)}</b> are alive in it at one time, below '
+                f'which no plan can be: <b data-m="ratio">{ratio}</b> of that.'
             )
         if any(s.kind != "arena" for s in f.storages.values()):
             text.append(
@@ -345,7 +361,7 @@ class _Page:
             text.append(f"{figures.unknown} storages of unknown size are left out.")
         picture = memory_picture.svg(f, self.dims, f"{index}")
         return (
-            f"<h2>Memory plan<small>time × address: a rectangle is a tensor while what is in it matters</small></h2>"
+            f"<h2>Memory plan<small>time × address: a rectangle is a tensor while its contents matter</small></h2>"
             f'<p>{" ".join(text)}</p><div class="legend">{self.legend(f)}<span class="tools">'
             '<button type="button" data-memory="0.5" title="less time">−</button>'
             '<button type="button" data-memory="2" title="more time">+</button></span></div>'
@@ -441,8 +457,7 @@ class _Page:
             )
         return cells
 
-    @staticmethod
-    def where(f: FunctionExplanation, i: Instruction) -> str:
+    def where(self, f: FunctionExplanation, i: Instruction) -> str:
         """The memory of the result: storage, address, lifetime."""
         ids = i.allocates or sorted({b for o in i.outputs for b in o.buffers})
         if len(ids) != 1 or ids[0] not in f.buffers:
@@ -450,8 +465,12 @@ class _Page:
         b = f.buffers[ids[0]]
         storage = f.storages.get(b.storages[0]) if len(b.storages) == 1 else None
         place = "elsewhere" if storage is None else "arena" if storage.kind == "arena" else f"storage {storage.id}"
-        offset = "" if b.offset in (0, None) and place != "arena" else f" + {b.offset if b.offset is not None else '?'}"
-        return f"<span class=at>{esc(place + offset)}</span><br><span class=note>alive {b.begin}–{b.end}</span>"
+        offset = ""
+        if isinstance(b.offset, PrimExpr):
+            offset = " + " + self.number(b.offset, "plain")
+        elif b.offset or place == "arena":
+            offset = " + " + ("?" if b.offset is None else str(b.offset))
+        return f"<span class=at>{esc(place)}{offset}</span><br><span class=note>alive {b.begin}–{b.end}</span>"
 
     def more(self, f: FunctionExplanation, i: Instruction) -> str:
         out = [f'<div class="text">{esc(i.text)}</div>']

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -17,7 +18,7 @@ from pyvm import op
 from pyvm.asm import assemble
 from pyvm.errors import ArgumentValueError
 from pyvm.executable import TensorSpec, VMExecutable
-from pyvm.explain import CATEGORIES, Explanation, explain
+from pyvm.explain import CATEGORIES, Explanation, explain, sizes
 from pyvm.ir import BlockBuilder, SymVar, TensorStructInfo, Var, parse
 from pyvm.profile import CallRecord, Profile
 from pyvm.tvm_format import read_tvm, write_tvm
@@ -201,8 +202,6 @@ def _dims_of(executable: VMExecutable, args: list[object]) -> dict[str, int]:
 
 
 def _compare(instruction, record: CallRecord, dims: dict[str, int]) -> int:  # type: ignore[no-untyped-def]
-    from pyvm.explain import sizes
-
     seen = 0
     shown = {o.where: o for o in instruction.operands if o.dtype is not None and o.shape is not None}
     words = re.findall(r"%\d+|c\[\d+\]", instruction.text.partition(" -> ")[0])
@@ -246,11 +245,16 @@ def test_profile_is_merged() -> None:
 # ---- memory
 
 
-def assert_no_overlap(explanation: Explanation) -> int:
+def assert_no_overlap(explanation: Explanation, n: int = 16) -> int:
     """Buffers that are alive at the same time share no byte of an arena; returns how many pairs were looked at."""
     pairs = 0
     for function in explanation.functions:
-        placed = [b for b in function.buffers.values() if isinstance(b.offset, int) and isinstance(b.nbytes, int)]
+        dims = function.resolved({name: n for name in function.symbols})
+        placed = []
+        for buffer in function.buffers.values():
+            offset, nbytes = sizes.number(buffer.offset, dims), sizes.number(buffer.nbytes, dims)
+            if offset is not None and nbytes is not None:
+                placed.append(replace(buffer, offset=offset, nbytes=nbytes))
         for i, a in enumerate(placed):
             for b in placed[:i]:
                 if a.storages != b.storages or len(a.storages) != 1:
@@ -271,6 +275,28 @@ def test_buffers_alive_together_lie_apart(name: str) -> None:
     figures = explanation.function("main").memory()
     assert 0 < figures.arena_lower_bound <= figures.arena_bytes * 1.0001
     assert figures.arena_bytes < figures.without_reuse
+
+
+def test_arena_that_is_planned_when_the_function_runs() -> None:
+    """Sizes that no compiler can compare: the explanation plans as the function does."""
+    executable = compiled(
+        "def main(x: Tensor((n, 8), float32), y: Tensor((m, 3), float32), w: Tensor((8, 3), float32)) "
+        "-> Tensor((n, m), float32):\n"
+        "    a = tanh(x)\n"
+        "    b = exp(y)\n"
+        "    c = matmul(a, w)\n"
+        "    return matmul(c, transpose(b, perm=(1, 0)))\n"
+    )
+    explanation = executable.explain(dims={"n": 5, "m": 70})
+    main = explanation.function("main")
+    assert len(main.plans) == 1 and sorted(main.symbols) == ["m", "n"]
+    assert assert_no_overlap(explanation, 40) > 0
+    figures = main.memory({"n": 5, "m": 70})
+    assert 0 < figures.arena_lower_bound <= figures.arena_bytes
+    (arena,) = (s for s in main.storages.values() if s.kind == "arena")
+    assert explanation.number(arena.nbytes) == figures.arena_bytes
+    assert main.memory().unknown
+    check_forms(explanation)
 
 
 def test_lifetimes_and_reasons() -> None:
@@ -408,7 +434,8 @@ class Checked(HTMLParser):
 def test_every_program_in_every_form(name: str) -> None:
     explanation = pyvm.compile(PROGRAMS[name].module).explain(name=name)
     check_forms(explanation)
-    assert_no_overlap(explanation)
+    for n in (1, 16, 33):
+        assert_no_overlap(explanation, n)
 
 
 def test_page_has_every_instruction_and_no_address(resnet: Explanation) -> None:

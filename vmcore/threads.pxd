@@ -10,3 +10,6 @@ cdef int thread_count() noexcept nogil
 #
 # Runs inline when one thread is allowed, when called from a task, and when another thread is inside parallel_for.
 cdef void parallel_for(int64_t n_tasks, TaskFn fn, void* ctx) noexcept nogil
+
+# The same for a job of some tens of microseconds, which is not worth waking a worker that sleeps.
+cdef void parallel_for_brief(int64_t n_tasks, TaskFn fn, void* ctx) noexcept nogil

@@ -9,7 +9,7 @@ cdef extern from "vmcore/threads_pool.h" nogil:
         POOL_MAX_THREADS
     int pool_get_count()
     void pool_set_count(int n)
-    void pool_parallel_for(int64_t n_tasks, TaskFn fn, void* ctx)
+    void pool_parallel_for(int64_t n_tasks, TaskFn fn, void* ctx, bint brief)
     void pool_init()
 
 cdef list _listeners = []  # callables told about a new count; vmcore.blas adds itself when it binds
@@ -20,7 +20,11 @@ cdef int thread_count() noexcept nogil:
 
 
 cdef void parallel_for(int64_t n_tasks, TaskFn fn, void* ctx) noexcept nogil:
-    pool_parallel_for(n_tasks, fn, ctx)
+    pool_parallel_for(n_tasks, fn, ctx, False)
+
+
+cdef void parallel_for_brief(int64_t n_tasks, TaskFn fn, void* ctx) noexcept nogil:
+    pool_parallel_for(n_tasks, fn, ctx, True)
 
 
 def _read(path: str) -> str:

@@ -7,6 +7,7 @@
 #include "vmcore/kernels/broadcast.h"
 #include "vmcore/kernels/elementwise_ops.h"
 #include "vmcore/kernels/simd.h"
+#include "vmcore/kernels/split.h"
 
 enum {
 #define ROW(op) +1
@@ -280,6 +281,33 @@ static int has_zero(const ArgTensor *t) {
 #undef SCAN
 }
 
+typedef struct BinarySplit {
+  SplitRange range;
+  BinaryLoop loop;
+  const char *a, *b;
+  char *o;
+  int64_t sa, sb, in_item, out_item;
+} BinarySplit;
+
+static void binary_piece(void *ctx, int64_t piece) {
+  const BinarySplit *s = (const BinarySplit *)ctx;
+  int64_t i = split_at(&s->range, piece), end = split_at(&s->range, piece + 1);
+  s->loop(s->a + i * s->sa * s->in_item, s->b + i * s->sb * s->in_item, s->o + i * s->out_item, end - i, s->sa, s->sb);
+}
+
+/* The loop over n elements, in pieces on all threads if there are many. */
+static inline void binary_loop(BinaryLoop loop, const void *a, const void *b, void *o, int64_t n, int64_t sa, int64_t sb,
+                               int64_t in_item, int64_t out_item) {
+  BinarySplit s;
+  if (VM_LIKELY(!split_wanted(n, &s.range))) {
+    loop(a, b, o, n, sa, sb);
+    return;
+  }
+  s.loop = loop, s.a = (const char *)a, s.b = (const char *)b, s.o = (char *)o, s.sa = sa, s.sb = sb;
+  s.in_item = in_item, s.out_item = out_item;
+  split_run(&s.range, binary_piece, &s);
+}
+
 __attribute__((noinline)) static int binary_run(const BinaryOp *op, const ArgTensor *a, const ArgTensor *b,
                                                 const ArgTensor *out) {
   if (check_same_dtype(op->name, a, b) || check_elementwise_alias(op->name, a, out) ||
@@ -293,7 +321,7 @@ __attribute__((noinline)) static int binary_run(const BinaryOp *op, const ArgTen
   if (op->refuses_zero && k <= K_U64 && out->numel && has_zero(b))
     return arg_fail_one(op->name, ERR_VALUE, "integer division by zero", "divisor", b);
   if (b->numel == 1 && b->ndim <= a->ndim && !half && args_same_shape(a, out)) { /* usual, and needs no plan */
-    loop(a->data, b->data, out->data, a->numel, a->numel != 1, 0);
+    binary_loop(loop, a->data, b->data, out->data, a->numel, a->numel != 1, 0, a->itemsize, out->itemsize);
     return 0;
   }
   const ArgTensor *in[2] = {a, b};
@@ -306,7 +334,7 @@ __attribute__((noinline)) static int binary_run(const BinaryOp *op, const ArgTen
     if (half)
       binary_half(loop, k == K_BF16, op->out == OUT_BOOL, (const uint16_t *)pa, (const uint16_t *)pb, po, n, sa, sb);
     else
-      loop(pa, pb, po, n, sa, sb);
+      binary_loop(loop, pa, pb, po, n, sa, sb, item, out->itemsize);
   }
   return 0;
 }

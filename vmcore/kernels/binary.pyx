@@ -3,8 +3,11 @@
 maximum and minimum pass NaN on. Integers wrap; a zero integer divisor is refused. Shifts by the width or more give
 what shifting by one bit at a time would. float16 and bfloat16 go through float32.
 """
+from libc.stdint cimport int64_t
+
 from vmcore.kernels.args cimport args_bind
 from vmcore.status cimport fail
+from vmcore.threads cimport TaskFn, parallel_for, parallel_for_brief, thread_count
 from vmcore.value cimport DirectEntry, KernelEntry
 
 cdef extern from "vmcore/kernels/binary.h" nogil:
@@ -16,6 +19,8 @@ cdef extern from "vmcore/kernels/binary.h" nogil:
     const void* binary_where_loops()
     void binary_init(int isa)
     int vm_isa_detect()
+    ctypedef void (*SplitFor)(int64_t n_tasks, TaskFn fn, void* ctx) noexcept nogil
+    void split_bind(SplitFor parallel, SplitFor brief, int (*threads)() noexcept nogil)
 
 
 cdef const KernelEntry* kernel_table(int* n) noexcept:
@@ -47,4 +52,5 @@ def select_isa(level=None) -> int:
 
 
 args_bind(fail)
+split_bind(parallel_for, parallel_for_brief, thread_count)
 select_isa()

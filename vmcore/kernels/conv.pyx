@@ -18,7 +18,8 @@ from vmcore.kernels.args cimport (
     arg_output, arg_shape_in, arg_tensor, args_bind, check_disjoint, check_out_shape, check_same_dtype,
 )
 from vmcore.kernels.gemm cimport (
-    GEMM_BLOCK_BYTES, GEMM_KC, GemmEpilogue, gemm_panels, gemm_slab_size, gemm_tiles, own_gemm,
+    GEMM_BLOCK_BYTES, GEMM_BRIEF_FLOPS, GEMM_KC, GemmEpilogue, GemmGrid, gemm_column, gemm_grid, gemm_panels,
+    gemm_slab_size, gemm_tiles, own_gemm,
 )
 from vmcore.kernels.window cimport (
     PLANES_MAX_SIZE, PLANES_SLACK, Planes, Window, WindowLoops, planes_layout, planes_line_size,
@@ -26,7 +27,7 @@ from vmcore.kernels.window cimport (
 )
 from vmcore.kernels.workspace cimport SLOT_PANELS, SLOT_PLANES, SLOT_TABLES, SLOT_TILES, workspace
 from vmcore.status cimport fail
-from vmcore.threads cimport parallel_for, thread_count
+from vmcore.threads cimport parallel_for, parallel_for_brief, thread_count
 from vmcore.value cimport DL_FLOAT, ERR_ALLOC, ERR_DTYPE, ERR_SHAPE, KernelEntry, Value
 
 cdef extern from "vmcore/kernels/conv.h" nogil:
@@ -56,6 +57,8 @@ ctypedef struct ConvJob:
     int64_t es, n_batch, group, cg, og  # cg, og: input and output channels of one group
     int64_t in_size, out_size, out_plane  # elements of one channel, and of one output plane
     int64_t n_bands, m_parts, n_units, pieces
+    double flops  # multiply-adds
+    GemmGrid grid  # pieces of one output plane
     int64_t kc, nc, K
     const char* x
     const char* x_end
@@ -100,12 +103,12 @@ cdef void _finish_rows(const ConvJob* job) noexcept nogil:
 # ---- units of work: one image, group, output plane, band of rows and part of the output channels ---------------------
 
 
-cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, int64_t oh, int64_t rows, int64_t m0,
+cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, int64_t c0, int64_t c1, int64_t m0,
                     int64_t m1, const int64_t* taps) noexcept nogil:
-    """im2col and product for output channels [m0, m1) of group g in one band."""
-    cdef int64_t es = job.es, K = job.K, width = 2 * gemm_tiles(job.is_double).lanes
-    cdef int64_t columns = rows * job.w.out[2], n, q0, k0, kc, slab_bytes, out_at
-    cdef int64_t n_most = _ceil_div(min(columns, job.nc), width) * width
+    """im2col and product for output channels [m0, m1) of group g and positions [c0, c1) of one output plane."""
+    cdef int64_t es = job.es, K = job.K, lanes = gemm_tiles(job.is_double).lanes, width = 2 * lanes
+    cdef int64_t oh = c0 // job.w.out[2], rows = _ceil_div(c1, job.w.out[2]) - oh, n, q0, k0, kc, slab_bytes, out_at
+    cdef int64_t n_most = _ceil_div(min(c1 - c0, job.nc), width) * width + width
     cdef char* planes = <char*>workspace(SLOT_PLANES, <size_t>((job.cg * job.p.channel_step + PLANES_SLACK) * es))
     cdef char* panels = <char*>workspace(SLOT_PANELS, <size_t>(n_most * job.kc * es + 128))
     cdef char* slab = NULL
@@ -121,14 +124,15 @@ cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, in
     loops.fill(&job.w, &job.p, w, job.x_end, job.cg, od, oh, rows, 0.0, planes)
     w = job.weights + (g * job.og + m0) * K * es
     e.col_bias = NULL
-    q0 = 0
-    while q0 < columns:
-        n = min(job.nc, columns - q0)
-        out_at = ((image * job.group + g) * job.og + m0) * job.out_size + od * job.out_plane + oh * job.w.out[2] + q0
+    q0 = c0
+    while q0 < c1:
+        # What is left of the plane and would be done as dot products stays with the block before it.
+        n = c1 - q0 if c1 - q0 - job.nc <= lanes // 4 else job.nc
+        out_at = ((image * job.group + g) * job.og + m0) * job.out_size + od * job.out_plane + q0
         k0 = 0
         while k0 < K:
             kc = min(job.kc, K - k0)
-            loops.pack(&job.p, taps, planes, job.w.out[2], q0, n, k0, k0 + kc, width, panels)
+            loops.pack(&job.p, taps, planes, job.w.out[2], q0 - oh * job.w.out[2], n, k0, k0 + kc, width, panels)
             e.accumulate = k0 > 0
             e.row_bias = NULL
             e.relu = False
@@ -136,7 +140,7 @@ cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, in
                 e.row_bias = job.bias
                 e.relu = job.relu
             gemm_panels(job.is_double, m1 - m0, n, kc, w + k0 * es, K, panels, job.out + out_at * es, job.out_size, &e,
-                        g * job.og + m0, 0, slab, columns == job.out_plane and q0 + n == columns)
+                        g * job.og + m0, 0, slab, q0 + n == job.out_plane)
             k0 += kc
         q0 += n
     return 0
@@ -201,7 +205,7 @@ cdef int _slow_unit(const ConvJob* job, int64_t image, int64_t g) noexcept nogil
 
 cdef void _conv_piece(void* ctx, int64_t piece) noexcept nogil:
     cdef ConvJob* job = <ConvJob*>ctx
-    cdef int64_t unit, rest, part, band, od, g, image, oh, rows
+    cdef int64_t unit, rest, part, band, od, g, image, oh, rows, lanes = gemm_tiles(job.is_double).lanes
     cdef int64_t first = job.n_units * piece // job.pieces, last = job.n_units * (piece + 1) // job.pieces
     cdef int64_t* taps = NULL
     cdef int status
@@ -223,13 +227,14 @@ cdef void _conv_piece(void* ctx, int64_t piece) noexcept nogil:
             band, rest = rest % job.n_bands, rest // job.n_bands
             od, rest = rest % job.w.out[0], rest // job.w.out[0]
             g, image = rest % job.group, rest // job.group
-            oh = job.w.out[1] * band // job.n_bands
-            rows = job.w.out[1] * (band + 1) // job.n_bands - oh
             if job.direct:
+                oh = job.w.out[1] * band // job.n_bands
+                rows = job.w.out[1] * (band + 1) // job.n_bands - oh
                 status = _direct_bands(job, image * job.group + g, image * job.group + g + 1, od, oh, rows, taps)
             else:
-                status = _gemm_unit(job, image, g, od, oh, rows, job.og * part // job.m_parts,
-                                    job.og * (part + 1) // job.m_parts, taps)
+                status = _gemm_unit(job, image, g, od, gemm_column(&job.grid, band, job.out_plane, lanes),
+                                    gemm_column(&job.grid, band + 1, job.out_plane, lanes),
+                                    job.og * part // job.m_parts, job.og * (part + 1) // job.m_parts, taps)
         if status != 0:
             job.failed = 1
             return
@@ -238,37 +243,45 @@ cdef void _conv_piece(void* ctx, int64_t piece) noexcept nogil:
 cdef void _plan(ConvJob* job) noexcept nogil:
     """Choose bands and parts: planes of one band stay near L2, and every thread gets its share."""
     cdef int threads = thread_count()
-    cdef int64_t width = 2 * gemm_tiles(job.is_double).lanes, rows = job.w.out[1], per_row, units
-    cdef double flops = <double>job.n_batch * job.group * job.og * job.out_size * job.K
+    cdef int64_t lanes = gemm_tiles(job.is_double).lanes, width = 2 * lanes, rows = job.w.out[1], per_row, units
     job.m_parts = 1
     job.n_bands = 1
     job.slow = job.K == 0 or planes_layout(&job.w, rows, &job.p) < 0
     job.direct = job.og <= DIRECT_MAX_OUTPUTS
-    if flops < PARALLEL_FLOPS:
+    job.flops = <double>job.n_batch * job.group * job.og * job.out_size * job.K
+    if job.flops < PARALLEL_FLOPS:
         threads = 1
     if job.slow:
         job.n_units = job.n_batch * job.group
+        job.pieces = 1 if threads == 1 else min(job.n_units, 8 * threads)
+        return
+    per_row = job.p.channel_step // job.p.len[1]
+    rows = BAND_BYTES // max(job.cg * per_row * job.es, 1) - job.p.axis[1].shift
+    rows = min(max(rows, 4), job.w.out[1])
+    job.n_bands = _ceil_div(job.w.out[1], rows)
+    units = job.n_batch * job.group * job.w.out[0]
+    if job.direct:
+        if threads > 1 and units * job.n_bands < 4 * threads and units % threads != 0:
+            job.n_bands = min(_ceil_div(job.n_bands, threads) * threads, job.w.out[1])
+        rows = _ceil_div(job.w.out[1], job.n_bands)
     else:
         job.kc = _ceil_div(job.K, _ceil_div(job.K, GEMM_KC))
         job.nc = max(GEMM_BLOCK_BYTES // (job.kc * job.es) // width, 1) * width
-        per_row = job.p.channel_step // job.p.len[1]
-        rows = BAND_BYTES // max(job.cg * per_row * job.es, 1) - job.p.axis[1].shift
-        rows = min(max(rows, 4), job.w.out[1])
-        job.n_bands = _ceil_div(job.w.out[1], rows)
-        units = job.n_batch * job.group * job.w.out[0]
-        if threads > 1 and units * job.n_bands < 4 * threads and units % threads != 0:
-            if job.direct or job.og < 32 * threads or job.n_bands > 1:
-                job.n_bands = min(_ceil_div(job.n_bands, threads) * threads, job.w.out[1])
-            else:
-                job.m_parts = threads
-        job.n_units = units * job.n_bands * job.m_parts
-        planes_layout(&job.w, _ceil_div(job.w.out[1], job.n_bands), &job.p)
+        gemm_grid(threads, units, job.og, job.out_plane, lanes, job.n_bands, &job.grid)
+        job.n_bands, job.m_parts = job.grid.columns, job.grid.rows
+        # Rows that the widest piece touches: whole panels and the remainder, beginning anywhere in a row.
+        rows = _ceil_div(_ceil_div(job.grid.panels, job.n_bands) * width + lanes // 4 - 1, job.w.out[2]) + 1
+        rows = min(rows, job.w.out[1])
+    job.n_units = units * job.n_bands * job.m_parts
+    planes_layout(&job.w, rows, &job.p)
     job.pieces = 1 if threads == 1 else min(job.n_units, 8 * threads)
 
 
 cdef void _run_pieces(ConvJob* job) noexcept nogil:
     if job.pieces == 1:
         _conv_piece(job, 0)
+    elif job.flops < GEMM_BRIEF_FLOPS:
+        parallel_for_brief(job.pieces, _conv_piece, job)
     else:
         parallel_for(job.pieces, _conv_piece, job)
 

@@ -2,8 +2,11 @@
 
 relu and clip pass NaN on. Integer negation and absolute value wrap. float16 and bfloat16 go through float32.
 """
+from libc.stdint cimport int64_t
+
 from vmcore.kernels.args cimport args_bind
 from vmcore.status cimport fail
+from vmcore.threads cimport TaskFn, parallel_for, parallel_for_brief, thread_count
 from vmcore.value cimport DirectEntry, KernelEntry
 
 cdef extern from "vmcore/kernels/unary.h" nogil:
@@ -14,6 +17,8 @@ cdef extern from "vmcore/kernels/unary.h" nogil:
     const void* unary_ops
     void unary_init(int isa)
     int vm_isa_detect()
+    ctypedef void (*SplitFor)(int64_t n_tasks, TaskFn fn, void* ctx) noexcept nogil
+    void split_bind(SplitFor parallel, SplitFor brief, int (*threads)() noexcept nogil)
 
 
 cdef const KernelEntry* kernel_table(int* n) noexcept:
@@ -41,4 +46,5 @@ def select_isa(level=None) -> int:
 
 
 args_bind(fail)
+split_bind(parallel_for, parallel_for_brief, thread_count)
 select_isa()

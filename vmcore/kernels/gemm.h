@@ -36,4 +36,48 @@ typedef struct GemmTiles {
 #define GEMM_IN_PLACE_BYTES (256 * 1024) /* a B up to this size is in cache already: a few rows of A use it in place */
 #define GEMM_BLOCK_BYTES (448 * 1024) /* one packed block of B: stays in L2 */
 
+/* ---- sharing a product among threads ----------------------------------------------------------------------------- */
+
+#define GEMM_BRIEF_FLOPS (1 << 22) /* multiply-adds below which waking a sleeping thread is not worth it */
+#define GEMM_PACK_ROWS 10 /* packing a panel takes as long as that many rows of the product */
+
+/* A product in columns x rows pieces. Columns are cut between panels, so that every element is summed in the same
+ * order whatever the number of pieces; a remainder that would be done as dot products stays with the panel before it. */
+typedef struct GemmGrid {
+  int64_t panels, columns, rows;
+} GemmGrid;
+
+static inline int64_t gemm_whole_panels(int64_t N, int64_t lanes) {
+  int64_t panels = N / (2 * lanes) + (N % (2 * lanes) > lanes / 4);
+  return panels ? panels : 1;
+}
+
+static inline int64_t gemm_column(const GemmGrid *g, int64_t piece, int64_t N, int64_t lanes) {
+  return piece == g->columns ? N : g->panels * piece / g->columns * 2 * lanes;
+}
+
+/* Chooses the pieces of each of `units` products [M, N] for the threads there are: the least time of the busiest one,
+ * where pieces of rows each pack their columns again; among about equal times the most pieces, of which late or
+ * disturbed threads take fewer. At least min_columns pieces of columns, for the sake of memory. */
+static inline void gemm_grid(int64_t threads, int64_t units, int64_t M, int64_t N, int64_t lanes, int64_t min_columns,
+                             GemmGrid *g) {
+  int64_t panels = gemm_whole_panels(N, lanes);
+  double whole = (double)N / (double)(2 * lanes), best = 0;
+  g->panels = panels;
+  g->columns = min_columns < panels ? min_columns : panels;
+  g->rows = 1;
+  if (threads <= 1) return;
+  int64_t least = g->columns;
+  for (int64_t rows = 1; rows <= 2 * threads && (rows == 1 || M >= GEMM_MAX_ROWS * rows); rows += rows < 4 ? 1 : rows / 2)
+    for (int64_t k = 4; k >= 1; --k) {
+      int64_t columns = (k * threads + units * rows - 1) / (units * rows);
+      columns = columns < least ? least : columns > panels ? panels : columns;
+      int64_t rounds = (units * columns * rows + threads - 1) / threads;
+      double width = (double)((panels + columns - 1) / columns);
+      if (width > whole) width = whole;
+      double time = (double)rounds * width * ((double)M / (double)rows + GEMM_PACK_ROWS);
+      if (best == 0 || time < 0.98 * best) best = time, g->columns = columns, g->rows = rows;
+    }
+}
+
 #endif

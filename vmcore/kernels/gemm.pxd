@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t
 
 cdef extern from "vmcore/kernels/gemm.h" nogil:
     enum:
-        GEMM_KC, GEMM_BLOCK_BYTES, GEMM_MAX_ROWS, GEMM_DOTS_ROWS
+        GEMM_KC, GEMM_BLOCK_BYTES, GEMM_MAX_ROWS, GEMM_DOTS_ROWS, GEMM_BRIEF_FLOPS
     ctypedef struct GemmEpilogue:
         const void* row_bias
         const void* col_bias
@@ -14,6 +14,11 @@ cdef extern from "vmcore/kernels/gemm.h" nogil:
         void (*dots)(int64_t rows, int64_t n_columns, int64_t kc, const void* a, int64_t lda, const void* columns,
                      int64_t ld_columns, void* c, int64_t c_row, int64_t c_col, const GemmEpilogue* e, int64_t row,
                      int64_t col) noexcept nogil
+    ctypedef struct GemmGrid:
+        int64_t panels, columns, rows
+    int64_t gemm_column(const GemmGrid* g, int64_t piece, int64_t N, int64_t lanes)
+    void gemm_grid(int64_t threads, int64_t units, int64_t M, int64_t N, int64_t lanes, int64_t min_columns,
+                   GemmGrid* g)
 
 # Register tiles of the best instruction set that this process may use.
 cdef const GemmTiles* gemm_tiles(bint is_double) noexcept nogil

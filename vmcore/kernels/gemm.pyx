@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 from libc.stddef cimport size_t
 
 from vmcore.kernels.workspace cimport SLOT_PANELS, SLOT_TILES, workspace
-from vmcore.threads cimport parallel_for, thread_count
+from vmcore.threads cimport parallel_for, parallel_for_brief, thread_count
 
 cdef extern from "vmcore/kernels/simd.h":
     int vm_isa_detect()
@@ -81,7 +81,7 @@ ctypedef struct GemmJob:
     const char* b
     char* c
     GemmEpilogue e
-    int64_t pieces, unit  # pieces of columns, in multiples of `unit`; or of rows when unit is 0
+    GemmGrid grid
     int failed
 
 
@@ -94,13 +94,14 @@ cdef int _run_piece(GemmJob* job, int64_t m0, int64_t m1, int64_t n0, int64_t n1
     cdef char* slab = NULL
     if m1 <= m0 or n1 <= n0:
         return 0
-    if job.trans_b and not job.trans_a and m1 - m0 <= GEMM_DOTS_ROWS and job.alpha == 1 and job.K > 0 and \
+    # INVARIANT: what is chosen depends on the whole product alone, or the sums would differ with the number of threads.
+    if job.trans_b and not job.trans_a and job.M <= GEMM_DOTS_ROWS and job.alpha == 1 and job.K > 0 and \
             (job.beta == 0 or job.beta == 1) and e.row_bias == NULL and e.col_bias == NULL and not e.relu:
         e.accumulate = job.beta == 1  # C' = B @ A'
         t.dots(n1 - n0, m1 - m0, job.K, job.b + n0 * job.ldb * es, job.ldb, job.a + m0 * job.lda * es, job.lda,
                job.c + (m0 * job.ldc + n0) * es, 1, job.ldc, &e, 0, 0)
         return 0
-    gemm_plan(t, es, job.trans_a, job.trans_b, m1 - m0, n1 - n0, job.K, job.alpha, job.lda, &plan)
+    gemm_plan(t, es, job.trans_a, job.trans_b, job.M, job.N, job.K, job.alpha, job.lda, &plan)
     panels = <char*>workspace(SLOT_PANELS, <size_t>plan.panels_bytes)
     if plan.use_slab:
         slab = <char*>workspace(SLOT_TILES, <size_t>plan.slab_bytes)
@@ -119,16 +120,10 @@ cdef int _run_piece(GemmJob* job, int64_t m0, int64_t m1, int64_t n0, int64_t n1
 
 cdef void _task(void* ctx, int64_t i) noexcept nogil:
     cdef GemmJob* job = <GemmJob*>ctx
-    cdef int64_t units, first, last
-    if job.unit:
-        units = (job.N + job.unit - 1) // job.unit
-        first = units * i // job.pieces * job.unit
-        last = min(units * (i + 1) // job.pieces * job.unit, job.N)
-        if _run_piece(job, 0, job.M, first, last) != 0:
-            job.failed = 1
-    else:
-        if _run_piece(job, job.M * i // job.pieces, job.M * (i + 1) // job.pieces, 0, job.N) != 0:
-            job.failed = 1
+    cdef int64_t row = i // job.grid.columns, column = i % job.grid.columns, lanes = _tiles[job.is_double].lanes
+    if _run_piece(job, job.M * row // job.grid.rows, job.M * (row + 1) // job.grid.rows,
+                  gemm_column(&job.grid, column, job.N, lanes), gemm_column(&job.grid, column + 1, job.N, lanes)) != 0:
+        job.failed = 1
 
 
 cdef int own_gemm(bint is_double, bint trans_a, bint trans_b, int64_t M, int64_t N, int64_t K, double alpha,
@@ -153,8 +148,9 @@ cdef int own_gemm(bint is_double, bint trans_a, bint trans_b, int64_t M, int64_t
     job.e.accumulate = False
     if threads == 1 or <double>M * N * K < PARALLEL_FLOPS or (N < 2 * width and M < 2 * GEMM_MAX_ROWS):
         return _run_piece(&job, 0, M, 0, N)
-    job.unit = width if N >= threads * width and (N >= M or N >= 8 * width) else 0
-    # Pieces of columns share no packing, so several per thread balance the load; pieces of rows pack B again each.
-    job.pieces = min((N + width - 1) // width, 4 * threads) if job.unit else threads
-    parallel_for(job.pieces, _task, &job)
+    gemm_grid(threads, 1, M, N, _tiles[is_double].lanes, 1, &job.grid)
+    if <double>M * N * K < GEMM_BRIEF_FLOPS:
+        parallel_for_brief(job.grid.columns * job.grid.rows, _task, &job)
+    else:
+        parallel_for(job.grid.columns * job.grid.rows, _task, &job)
     return -1 if job.failed else 0

@@ -212,6 +212,11 @@ VM_MULTIVERSION static void gemm_scale_f64(double *c, int64_t n, double beta) {
   for (int64_t j = 0; j < n; ++j) c[j] = beta == 0.0 ? 0.0 : c[j] * beta;
 }
 
+/* Columns of the next block of at most nc when `left` are left: a remainder for dot products does not stay alone. */
+static inline int64_t gemm_block_columns(const GemmTiles *t, int64_t nc, int64_t left) {
+  return left - nc <= t->lanes / 4 ? left : nc;
+}
+
 typedef struct GemmPlan {
   int64_t kc, nc;       /* block of B */
   int direct;           /* B is read in place but for the last, incomplete panel */
@@ -228,12 +233,12 @@ static void gemm_plan(const GemmTiles *t, int64_t es, int trans_a, int trans_b, 
   p->direct = !trans_b && M <= 2 * t->rows && K * N * es <= GEMM_IN_PLACE_BYTES;
   if (p->direct) p->kc = K; /* C is written once */
   p->use_slab = trans_a || alpha != 1.0 || (gemm_stride_clashes(lda, es) && M > 4);
-  int64_t n = (gemm_min(N, p->nc) + width - 1) / width * width;
+  int64_t n = (gemm_min(N, p->nc) + width - 1) / width * width + width; /* a block may take in what is left of N */
   p->panels_bytes = (p->direct ? width : n) * (p->kc ? p->kc : 1) * es;
   p->slab_bytes = p->use_slab ? gemm_slab_bytes(p->kc, es) : 0;
 }
 
-/* The whole product on this thread. `panels` and `slab` have the sizes of the plan. */
+/* The whole product, or a piece of columns and rows of the product that was planned, on this thread. `panels` and `slab` have the sizes of the plan. */
 static void gemm_run(const GemmTiles *t, const GemmPlan *p, int64_t es, int trans_a, int trans_b, int64_t M, int64_t N,
                      int64_t K, double alpha, const char *a, int64_t lda, const char *b, int64_t ldb, double beta,
                      char *c, int64_t ldc, const GemmEpilogue *epilogue, char *panels, char *slab) {
@@ -257,8 +262,9 @@ static void gemm_run(const GemmTiles *t, const GemmPlan *p, int64_t es, int tran
     }
     return;
   }
-  for (int64_t n0 = 0; n0 < N; n0 += p->nc) {
-    int64_t n = gemm_min(p->nc, N - n0), k0 = 0;
+  for (int64_t n0 = 0, n; n0 < N; n0 += n) {
+    int64_t k0 = 0;
+    n = gemm_block_columns(t, p->nc, N - n0);
     do { /* once for K == 0 too: the epilogue still runs */
       int64_t kc = gemm_min(p->kc, K - k0);
       GemmEpilogue part = e;

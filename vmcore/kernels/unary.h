@@ -7,6 +7,7 @@
 #include "vmcore/kernels/args.h"
 #include "vmcore/kernels/elementwise_ops.h"
 #include "vmcore/kernels/simd.h"
+#include "vmcore/kernels/split.h"
 
 enum {
 #define ROW(op) +1
@@ -136,12 +137,39 @@ static void unary_half(UnaryLoop loop, int bfloat, const uint16_t *x, uint16_t *
   }
 }
 
+typedef struct UnarySplit {
+  SplitRange range;
+  UnaryLoop loop;
+  const char *x;
+  char *y;
+  int64_t in_item, out_item;
+  const double *p;
+} UnarySplit;
+
+static void unary_piece(void *ctx, int64_t piece) {
+  const UnarySplit *s = (const UnarySplit *)ctx;
+  int64_t i = split_at(&s->range, piece), end = split_at(&s->range, piece + 1);
+  s->loop(s->x + i * s->in_item, s->y + i * s->out_item, end - i, s->p);
+}
+
+/* The loop over n elements, in pieces on all threads if there are many. */
+static inline void unary_loop(UnaryLoop loop, const void *x, void *y, int64_t n, int64_t in_item, int64_t out_item,
+                              const double *p) {
+  UnarySplit s;
+  if (VM_LIKELY(!split_wanted(n, &s.range))) {
+    loop(x, y, n, p);
+    return;
+  }
+  s.loop = loop, s.x = (const char *)x, s.y = (char *)y, s.in_item = in_item, s.out_item = out_item, s.p = p;
+  split_run(&s.range, unary_piece, &s);
+}
+
 static int unary_run(const UnaryOp *op, const ArgTensor *x, const ArgTensor *out, const double *p) {
   if (check_same_dtype(op->name, x, out) || check_same_shape(op->name, x, out) || check_inplace(op->name, x, out))
     return -1;
   int k = kernel_dtype(x->dtype);
   if (VM_LIKELY(k >= 0 && op->loop[k] != NULL)) {
-    op->loop[k](x->data, out->data, x->numel, p);
+    unary_loop(op->loop[k], x->data, out->data, x->numel, x->itemsize, out->itemsize, p);
     return 0;
   }
   if ((k == K_F16 || k == K_BF16) && op->loop[K_F32]) {

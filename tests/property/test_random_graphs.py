@@ -26,7 +26,7 @@ from pyvm.ir import (
     Var,
     call_packed,
 )
-from pyvm.transform import DEFAULT_PIPELINE, run_passes
+from pyvm.transform import DEFAULT_PIPELINE, legalize, run_passes
 from pyvm.vm import VirtualMachine
 from tests.ir_evaluator import PACKED, run_module
 from tests.memory_check import check_plan
@@ -195,6 +195,22 @@ def test_pipeline_computes_what_numpy_computes(data: st.DataObject) -> None:
                 inputs = arrays_of(rows, flag)
                 got = run(executable, "main", inputs.values(), {**functions, **PACKED})
                 assert_same(got, run_module(module, inputs))
+
+
+@settings(SETTINGS, max_examples=40)
+@given(st.data())
+def test_every_pass_keeps_the_meaning(data: st.DataObject) -> None:
+    """After each pass from operators to operators, the program is well-formed and numpy computes the same from it."""
+    module = Generator(data).module()
+    rows = data.draw(st.sampled_from(SIZES if is_symbolic(module) else (16,)), label="rows")
+    inputs = arrays_of(rows, data.draw(st.booleans(), label="flag"))
+    expected = run_module(module, inputs)
+
+    def same(number: int, name: str, result: IRModule) -> None:
+        assert_same(tuple(run_module(result, inputs)), expected)
+
+    with half_registered():
+        run_passes(module, DEFAULT_PIPELINE[: DEFAULT_PIPELINE.index(legalize)], same, check=True)
 
 
 @settings(SETTINGS, max_examples=100)

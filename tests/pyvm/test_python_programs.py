@@ -455,6 +455,56 @@ def beam_step(scores: Tensor["n", 3, "float32"], logits: Tensor["n", 3, "t", "fl
     return best, order // words, order % words
 
 
+@pyvm.function
+def above(x: Tensor["n", "float32"], limit: int) -> bool:
+    return x.sum() > limit
+
+
+def _scalars(x, k):
+    if 0 < x.sum() < 9:
+        return k > 3, np.array(k / 2), len(x)
+    return len(x) == 7, np.array(x.sum() * 2), len(x) ** 2
+
+
+@program(_scalars, lambda n, rng: [floats(n), n - 1])
+def scalars(x: Tensor["n", "float32"], k: int) -> tuple[bool, float, int]:
+    if above(x, 0) and above(-x, -9):
+        return k > 3, k / 2, x.shape[0]
+    return x.shape[0] == 7, float(x.sum()) * 2, len(x) ** 2
+
+
+def _largest(x):
+    return x.max(), int(x.argmax())
+
+
+@program(_largest, batches=(1, 2, 7, 64))
+def largest(x: Tensor["n", "float32"]):
+    best = x[0]
+    arg = 0
+    for i in range(1, len(x)):
+        v = x[i]
+        if v > best:
+            best, arg = v, i
+    return best, arg
+
+
+def _deep(x, depth):
+    y = x
+    for _ in range(depth):
+        y = np.tanh(y) + x
+    return y
+
+
+@program(_deep, lambda n, rng: [floats(n, 2), 50 * n])
+def deep(x: Tensor["n", 2, "float32"], depth: int):
+    def again(y: Tensor["n", 2, "float32"], left: int) -> Tensor["n", 2, "float32"]:
+        if left == 0:
+            return y
+        return again(op.tanh(y) + x, left - 1)
+
+    return again(x, depth)
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program(name: str) -> None:
     function, more = PROGRAMS[name]
@@ -463,4 +513,4 @@ def test_program(name: str) -> None:
 
 def test_all_run_for_all_batches() -> None:
     assert len(PROGRAMS) >= 25
-    assert [name for name, (_, more) in PROGRAMS.items() if "batches" in more] == ["indexing"]  # an index needs a row
+    assert [name for name, (_, more) in PROGRAMS.items() if "batches" in more] == ["indexing", "largest"]  # need a row

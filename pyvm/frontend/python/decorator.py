@@ -44,9 +44,14 @@ class PythonFunction:
             Names file, line and function, and what cannot be a program there.
         """
         if self._module is None:
+            from vmcore.errors import FrontendError
+
             from .program import build_module
 
-            self._module = build_module(self)
+            try:
+                self._module = build_module(self)
+            except FrontendError as error:
+                raise error.with_traceback(None) from error.__cause__  # how it was found helps nobody
         return self._module
 
     def compile(self, **options: Any) -> VMExecutable:

@@ -109,7 +109,7 @@ class Expressions:
             kind = "" if isinstance(error, CompileError) else f"{type(error).__name__}: "
             located = FrontendError(f"{place}: in {self.source.function.__name__}: {kind}{error}")
             located.add_note(f"{_PLACE}{place}: {self.source.line(line)}")
-            raise located from error
+            raise located from (None if isinstance(error, CompileError) else error)
 
     # --- names
 
@@ -562,7 +562,10 @@ class Expressions:
             wanted = substitute_struct_info(params[index], mapping)
             if contradict(wanted, leaf.struct_info):
                 which = names[index] if index < len(names) else str(index)
-                raise FrontendError(f"{name}: parameter {which}: {difference(leaf.struct_info, wanted)}")
+                hint = "; a float of run time is a tensor: declare it pyvm.Tensor['float64']"
+                is_float = isinstance(wanted, PrimStructInfo) and wanted.dtype == "float64"
+                problem = f"{name}: parameter {which}: {difference(leaf.struct_info, wanted)}"
+                raise FrontendError(problem + hint if is_float else problem)
         assert isinstance(target, (GlobalVar, Var))
         return self.emitter.bb.emit(Call(target, leaves))
 

@@ -88,7 +88,7 @@ class Operators:
                 for _ in range(b):
                     result = result * a
                 return result
-        weak, a, b = self.same_dtype(a, b)
+        weak, a, b = self.same_dtype(a, b, as_float=kind is ast.Div)
         dtype = a.struct_info.dtype  # type: ignore[union-attr]
         if kind is ast.Div and dtype not in FLOAT:
             raise FrontendError(f"/ of {dtype}: use // for integers, or convert with .astype('float32')")
@@ -99,13 +99,15 @@ class Operators:
         assert make is not None
         return self.emitter.value(make(a, b), weak=weak)
 
-    def same_dtype(self, a: Value, b: Value) -> tuple[bool, Expr, Expr]:
-        """Two values as tensors of one dtype where the rules allow it, and whether the result stands for a float."""
+    def same_dtype(self, a: Value, b: Value, as_float: bool = False) -> tuple[bool, Expr, Expr]:
+        """Two values as tensors of one dtype where the rules allow it, and whether the result stands for a float.
+
+        Numbers of Python become floats if one of them is one, or with `as_float`.
+        """
         emitter = self.emitter
         strong = next((v for v in (a, b) if _has_dtype(v) and not emitter.is_weak(v)), None)
         if strong is None:
-            # Numbers of Python only: floats if one of them is.
-            as_float = any(isinstance(v, (float, Expr)) for v in (a, b))
+            as_float = as_float or any(isinstance(v, (float, Expr)) for v in (a, b))
             dtype = "float64" if as_float else "int64"
             return as_float, *(emitter.tensor(_not_bool(v), dtype) for v in (a, b))  # type: ignore[return-value]
         tensor = emitter.tensor(strong)

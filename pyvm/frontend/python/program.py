@@ -17,6 +17,7 @@ from pyvm.ir import (
     NoneImm,
     PrimStructInfo,
     StructInfo,
+    TensorStructInfo,
     TupleStructInfo,
     Var,
     check_well_formed,
@@ -101,7 +102,7 @@ class ProgramBuilder:
                     )
             ret: StructInfo | None = None
             if tree.returns is not None and not (isinstance(tree.returns, ast.Constant) and tree.returns.value is None):
-                ret = _without_values(erase_unknown(reader.annotation(tree.returns, {}), known))
+                ret = _of_result(erase_unknown(reader.annotation(tree.returns, {}), known))
             self._declared[name] = None if ret is None else CallableStructInfo(infos, ret)  # type: ignore[arg-type]
         for param in params:
             emitter.define(param.struct_info)
@@ -113,7 +114,7 @@ class ProgramBuilder:
             with reader.at(tree):
                 bb.emit_func_output(result)
         made = bb.get()[name]
-        info = ret or erase_unknown(_without_values(made.ret_struct_info), known)
+        info = ret or erase_unknown(_of_result(made.ret_struct_info), known)
         return Function(made.params, made.body, info, made.attrs)
 
     def inline(
@@ -148,11 +149,11 @@ class ProgramBuilder:
         return results[-1] if result is here else emitter.value(result)
 
 
-def _without_values(info: StructInfo) -> StructInfo:
-    """`info` without the values of integers: a result is any integer."""
+def _of_result(info: StructInfo) -> StructInfo:
+    """`info` as that of a result: any integer where it is one, and a tensor without axes where it is a float."""
     if isinstance(info, PrimStructInfo):
-        return PrimStructInfo(info.dtype)
+        return TensorStructInfo((), "float64") if info.dtype == "float64" else PrimStructInfo(info.dtype)
     if isinstance(info, TupleStructInfo):
-        return TupleStructInfo(map(_without_values, info.fields))
+        return TupleStructInfo(map(_of_result, info.fields))
     return info
 

@@ -19,12 +19,14 @@ from pyvm.ir import (
     Constant,
     Expr,
     GlobalVar,
+    If,
     NoneImm,
     ObjectStructInfo,
     Prim,
     PrimExpr,
     PrimStructInfo,
     PrimValue,
+    SeqExpr,
     ShapeExpr,
     ShapeStructInfo,
     StringImm,
@@ -164,6 +166,12 @@ def difference(actual: StructInfo | None, wanted: StructInfo) -> str:
             return f"rank: expected {wanted.ndim}, actual {actual.ndim}"
         if actual.dtype != wanted.dtype:
             return f"dtype: expected {wanted.dtype}, actual {actual.dtype}"
+    if isinstance(actual, TupleStructInfo) and isinstance(wanted, TupleStructInfo):
+        if len(actual.fields) == len(wanted.fields):
+            for index, (field, other) in enumerate(zip(actual.fields, wanted.fields, strict=True)):
+                if contradict(field, other):
+                    return f"field {index}: {difference(field, other)}"
+        return f"fields: expected {len(wanted.fields)}, actual {len(actual.fields)}"
     return f"expected {wanted}, actual {actual}"
 
 
@@ -449,8 +457,13 @@ class Emitter:
             return self.integer(value)
         if info.dtype == "float64" and isinstance(value, (int, np.integer)) and not isinstance(value, bool):
             return float(value)
-        if info.dtype == "bool" and isinstance(value, Condition):
-            return PrimValue(sym_min(value.nonzero, 1))
+        is_tensor = isinstance(value, Expr) and isinstance(value.struct_info, TensorStructInfo)
+        if info.dtype == "bool" and (is_tensor or isinstance(value, Condition)):
+            truth = self.truth(value)
+            if isinstance(truth, bool):
+                return PrimValue(truth)
+            yes, no = SeqExpr([], PrimValue(True)), SeqExpr([], PrimValue(False))
+            return self.bb.emit(If(truth, yes, no, PrimStructInfo("bool")))
         return value
 
     def integer(self, value: Value, hint: str = "i") -> Prim:

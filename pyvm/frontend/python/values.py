@@ -168,9 +168,9 @@ def difference(actual: StructInfo | None, wanted: StructInfo) -> str:
             return f"dtype: expected {wanted.dtype}, actual {actual.dtype}"
     if isinstance(actual, TupleStructInfo) and isinstance(wanted, TupleStructInfo):
         if len(actual.fields) == len(wanted.fields):
-            for index, (field, other) in enumerate(zip(actual.fields, wanted.fields, strict=True)):
-                if contradict(field, other):
-                    return f"field {index}: {difference(field, other)}"
+            for index, (field, declared) in enumerate(zip(actual.fields, wanted.fields, strict=True)):
+                if contradict(field, declared):
+                    return f"field {index}: {difference(field, declared)}"
         return f"fields: expected {len(wanted.fields)}, actual {len(actual.fields)}"
     return f"expected {wanted}, actual {actual}"
 

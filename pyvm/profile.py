@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import statistics
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -223,25 +224,31 @@ class Profile:
             lines.append("  ".join(cells).rstrip())
         return "\n".join(lines)
 
-    def __rich__(self) -> Any:
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """The table for `rich.print`."""
+        yield self._rich_table(20, options.max_width)
+
+    def _rich_table(self, limit: int, width: int) -> Any:
         from rich.table import Table
 
         table = Table(title=f"{self.name}: {self.total_ns / 1e3:.1f} us")
-        for i, column in enumerate(self._COLUMNS):
-            table.add_column(column, justify="right" if 2 <= i <= 6 else "left", overflow="fold")
-        for row in self._rows(20):
-            table.add_row(*row)
+        arguments = self._COLUMNS.index("arguments")
+        shown = [i for i in range(len(self._COLUMNS)) if i != arguments or width >= 140]  # as many as fit
+        for i in shown:
+            table.add_column(self._COLUMNS[i], justify="right" if 2 <= i <= 6 else "left", no_wrap=i < 7)
+        for row in self._rows(limit):
+            table.add_row(*(row[i] if len(row[i]) <= 60 else row[i][:57] + "..." for i in shown))
         return table
 
-    def show(self) -> None:
-        """Prints the table, in colour and fitted to the terminal where `rich` is installed."""
-        if importlib.util.find_spec("rich") is None:
-            print(self.table())
+    def show(self, limit: int = 20) -> None:
+        """Prints the table, in colour and fitted to the terminal where there is one and `rich` is installed."""
+        if not sys.stdout.isatty() or importlib.util.find_spec("rich") is None:
+            print(self.table(limit))
         else:
             from rich.console import Console
 
-            Console().print(self)
+            console = Console()
+            console.print(self._rich_table(limit, console.width))
 
     def as_json(self) -> str:
         """All records as JSON."""
@@ -277,7 +284,7 @@ def _brief(value: Any) -> str:
         return f"{value.dtype}({', '.join(map(str, value.shape))})"
     if type(value) is tuple:
         return f"({', '.join(map(_brief, value))})"
-    text = repr(value)
+    text = repr(value) if type(value).__repr__ is not object.__repr__ else type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."
 
 

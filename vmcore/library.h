@@ -372,20 +372,41 @@ __attribute__((noinline)) static int library_call_bounced(const LibraryFunction 
   return status;
 }
 
-/* The PackedFunc of a library kernel. Library code takes the pointer of any object but a tensor for a DLTensor, so no
- * other object is ever passed; tensors are passed aligned. */
-static int library_call(void *self, const Value *args, int32_t n, Value *ret) {
-  const LibraryFunction *f = (const LibraryFunction *)self;
-  int bounce = 0, status;
+/* Arguments that are not all aligned tensors and plain values: refused, or replaced where that is needed. */
+__attribute__((noinline)) static int library_call_checked(const LibraryFunction *f, const Value *args, int32_t n,
+                                                         Value *ret) {
+  int bounce = 0;
   for (int32_t i = 0; i < n; ++i) {
     int how = library_argument(&args[i], i == n - 1);
-    if (VM_UNLIKELY(how < 0))
+    if (how < 0)
       return fail_format(host.fail, ERR_TYPE, "%s: argument #%d: a library kernel takes tensors, scalars and strings, got %s",
                          f->name, i, value_kind_name(&args[i]));
     bounce |= how;
   }
-  status = bounce ? library_call_bounced(f, args, n, ret) : f->fn(NULL, args, n, ret);
-  return status == 0 ? library_result(f, ret) : -1;
+  return bounce ? library_call_bounced(f, args, n, ret) : f->fn(NULL, args, n, ret);
+}
+
+/* The PackedFunc of a library kernel. Library code takes the pointer of any object but a tensor for a DLTensor, so no
+ * other object is ever passed; tensors are passed aligned. */
+static int library_call(void *self, const Value *args, int32_t n, Value *ret) {
+  const LibraryFunction *f = (const LibraryFunction *)self;
+  uintptr_t addresses = 0, special = 0;
+  int status;
+  for (int32_t i = 0; i < n; ++i) {
+    if (VM_LIKELY(args[i].tag == VT_TENSOR)) {
+      const TensorObj *t = (const TensorObj *)value_ptr(&args[i]);
+      addresses |= (uintptr_t)t->dl.data;
+      special = t->head.flags & OBJ_READONLY; /* of the last argument, which kernels write */
+    } else if (value_type(&args[i]) >= VT_OBJECT) {
+      addresses = 1;
+    }
+  }
+  if (VM_UNLIKELY((addresses & (FOREIGN_ALIGNMENT - 1)) | special))
+    status = library_call_checked(f, args, n, ret);
+  else
+    status = f->fn(NULL, args, n, ret);
+  if (status != 0) return -1;
+  return VM_LIKELY(value_type(ret) == VT_NONE) ? 0 : library_result(f, ret);
 }
 
 #endif

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 
 import pyvm
-from pyvm.cli import asm, bench, demo, dis, explain, run, verify
+from pyvm.cli import asm, bench, demo, dis, explain, profile, run, verify
 from pyvm.cli import compile as compile_command
 from pyvm.cli.common import UsageError
 from pyvm.errors import FormatError, VersionError, VMError
@@ -27,6 +27,7 @@ COMMANDS = {
     "verify": verify,
     "explain": explain,
     "bench": bench,
+    "profile": profile,
     "demo": demo,
 }
 

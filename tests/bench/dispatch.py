@@ -31,7 +31,7 @@ def run(quick: bool) -> Section:
     section = Section("dispatch", f"minimum over repetitions of {CALLS} calls, ns per call; one pinned core")
     passes, rounds = (1, 30) if quick else (4, 500)
     kits: dict[str, Kit] = {"pyvm": PyvmKit()}
-    programs = PROGRAMS
+    programs: tuple[Program, ...] = PROGRAMS
     try:
         theirs = TvmKit()
     except ImportError as error:
@@ -43,7 +43,7 @@ def run(quick: bool) -> Section:
         calls = {program.name: _calls(program, kits) for program in PROGRAMS}
         if programs is not PROGRAMS:
             with tempfile.TemporaryDirectory() as folder:
-                both = {"pyvm": PyvmKit(theirs.export(folder)), "TVM": theirs}
+                both: dict[str, Kit] = {"pyvm": PyvmKit(theirs.export(folder)), "TVM": theirs}
                 calls[WITH_TVM_KERNEL.name] = _calls(WITH_TVM_KERNEL, both)
         best: dict[str, dict[str, float]] = {name: dict.fromkeys(kits, np.inf) for name in calls}
         # Passes over all rows, so that a bad moment of the machine does not decide a row.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -357,6 +358,21 @@ def test_bench(cli: Cli, folder: Path) -> None:
     )
     assert re.search(r"pyvm / onnxruntime: \d+\.\d+", out)
     fails(cli("bench", folder / "digits.vmx", "--compare"), 2, "digits.vmx")
+
+
+def test_profile(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    files = tmp_path / "calls.json", tmp_path / "trace.json"
+    code, out, err = cli(
+        "profile", folder / "digits.vmx", "--dim", "n=2", "--limit", 3, "--json", files[0], "--trace", files[1]
+    )
+    assert (code, err) == (0, "")
+    assert "self us" in out.splitlines()[0] and len(out.splitlines()) == 4 and "kernel.conv" in out
+    calls = json.loads(files[0].read_text())
+    assert {"pc", "name", "start_ns", "end_ns", "allocated_bytes", "args"} <= set(calls[0])
+    events = json.loads(files[1].read_text())["traceEvents"]
+    assert events[0]["name"] == "main" and len(events) == len(calls) + 1
+    fails(cli("profile", folder / "digits.vmx", "--function", "missing"), 2, "missing")
+    fails(cli("profile", folder / "digits.vmx", "--json", tmp_path / "no" / "folder"), 2, "folder")
 
 
 def test_demo(cli: Cli, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 
 from pyvm import vmx_format
 from pyvm.executable import VMExecutable, load_executable
+from pyvm.vm import VirtualMachine
 from pyvm.vmx_format import FLAG_CRITICAL, load_vmx, read_vmx, write_vmx
 from tests.executables import executables, mutations, sample
 from vmcore.errors import ExecutableError, FormatError, VersionError
@@ -374,3 +375,20 @@ def test_loading_takes_no_time_for_large_weights(tmp_path: Path) -> None:
         times.append(time.perf_counter() - start)
     assert executable.constants[0].shape == (n,)  # type: ignore[union-attr]
     assert min(times) < 0.1
+    vm = VirtualMachine(executable)
+    assert resident_kb(path) == 0, "neither loading nor a virtual machine reads a page of the weights"
+    assert not executable.constants[0][: 1 << 20].any()  # type: ignore[index]
+    assert resident_kb(path) >= 4096
+    assert vm.function_names() == []
+
+
+def resident_kb(path: Path) -> int:
+    """What the mappings of `path` in this process have in memory."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if "-" in name.split(" ")[0]:  # the first line of a mapping
+            inside = line.endswith(str(path))
+        elif inside and name == "Rss":
+            total += int(value.split()[0])
+    return total

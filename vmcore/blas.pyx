@@ -42,6 +42,11 @@ cdef extern from "vmcore/blas_provider.h" nogil:
     void blas_call_set_threads(void* fn, int kind, int n)
     int blas_call_get_threads(void* fn)
     const char* blas_call_config(void* fn)
+    void blas_enter()
+    void blas_leave()
+    void blas_close()
+    void blas_reopen()
+    void blas_guard()
 
 cdef str _provider = None  # name of what is bound
 cdef str _details = ""
@@ -169,6 +174,7 @@ cdef bint _bind(str name) except -1:
     else:
         raise ValueError(f"blas: no provider named {name!r}")
     if ok:
+        blas_guard()
         blas_publish(_kind)
         _provider = "numpy" if name == "numpy-loaded" else name
         _apply_threads(threads_module.get_num_threads())
@@ -182,7 +188,9 @@ def _apply_threads(int n) -> None:
             n = min(n, _thread_limit)
         if _get_threads != NULL and blas_call_get_threads(_get_threads) == n:
             return  # setting it would wake the library's threads, which then spin for some 50 ms
+        blas_close()
         blas_call_set_threads(_set_threads, _kind, n)
+        blas_reopen()
 
 
 cdef str _bind_first():
@@ -237,14 +245,9 @@ def _use(str name) -> bool:
     return True
 
 
-cdef int gemm_rm(bint is_double, bint ta, bint tb, int64_t m, int64_t n, int64_t k, double alpha, const void* a,
-                 int64_t lda, const void* b, int64_t ldb, double beta, void* c, int64_t ldc) noexcept nogil:
-    cdef const BlasTable* table = blas_table()
-    cdef int64_t largest = max(max(m, n), max(max(k, lda), max(ldb, ldc)))
-    if m == 0 or n == 0:
-        return 0
-    if table == NULL or k == 0 or largest > table.max_size:
-        return own_gemm(is_double, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, NULL)
+cdef void _on_library(const BlasTable* table, bint is_double, bint ta, bint tb, int64_t m, int64_t n, int64_t k,
+                      double alpha, const void* a, int64_t lda, const void* b, int64_t ldb, double beta, void* c,
+                      int64_t ldc) noexcept nogil:
     if m == 1 and (not ta or lda == 1):  # y = op(B)' x
         if is_double:
             if tb:
@@ -265,11 +268,24 @@ cdef int gemm_rm(bint is_double, bint ta, bint tb, int64_t m, int64_t n, int64_t
             table.sgemv(1, k, m, <float>alpha, <const float*>a, lda, <const float*>b, <float>beta, <float*>c)
         else:
             table.sgemv(0, m, k, <float>alpha, <const float*>a, lda, <const float*>b, <float>beta, <float*>c)
-    elif _tiles_first:
-        return own_gemm(is_double, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, NULL)
     elif is_double:
         table.dgemm(ta, tb, m, n, k, alpha, <const double*>a, lda, <const double*>b, ldb, beta, <double*>c, ldc)
     else:
         table.sgemm(ta, tb, m, n, k, <float>alpha, <const float*>a, lda, <const float*>b, ldb, <float>beta, <float*>c,
                     ldc)
+
+
+cdef int gemm_rm(bint is_double, bint ta, bint tb, int64_t m, int64_t n, int64_t k, double alpha, const void* a,
+                 int64_t lda, const void* b, int64_t ldb, double beta, void* c, int64_t ldc) noexcept nogil:
+    cdef const BlasTable* table = blas_table()
+    cdef int64_t largest = max(max(m, n), max(max(k, lda), max(ldb, ldc)))
+    if m == 0 or n == 0:
+        return 0
+    if table == NULL or k == 0 or largest > table.max_size:
+        return own_gemm(is_double, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, NULL)
+    if _tiles_first and not (m == 1 and (not ta or lda == 1)) and not (n == 1 and ldc == 1 and (tb or ldb == 1)):
+        return own_gemm(is_double, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, NULL)
+    blas_enter()
+    _on_library(table, is_double, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
+    blas_leave()
     return 0

@@ -8,7 +8,10 @@
 
 #include <dlfcn.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <time.h>
 
 enum { CBLAS_ROW_MAJOR = 101, CBLAS_NO_TRANS = 111, CBLAS_TRANS = 112 };
 
@@ -102,5 +105,73 @@ static void blas_call_set_threads(void *fn, int kind, int n) {
 }
 static int blas_call_get_threads(void *fn) { return ((int (*)(void))fn)(); }
 static const char *blas_call_config(void *fn) { return ((const char *(*)(void))fn)(); }
+
+/* ---- the gate: no call is inside the library while the process forks, ends, or changes its thread count -------------
+ *
+ * OpenBLAS stops its threads before a fork and frees its buffers when the process ends, whoever computes in them:
+ * the forked child or the ending process hangs or crashes. So calls are counted; whoever closes the gate waits for
+ * those inside, which never wait for anything of ours. After the end it stays closed: daemon threads sleep there.
+ */
+static struct {
+  int inside; /* calls in the library */
+  int closed, ended;
+  pthread_t closer; /* may pass itself: destructors of the process may compute */
+  pthread_mutex_t turn, lock; /* turn: held from close to open; lock: guards sleeping at the gate */
+  pthread_cond_t opened;
+} blas_gate = {.turn = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .opened = PTHREAD_COND_INITIALIZER};
+
+static void blas_leave(void) { __atomic_sub_fetch(&blas_gate.inside, 1, __ATOMIC_RELEASE); }
+
+static void blas_enter(void) {
+  for (;;) {
+    __atomic_add_fetch(&blas_gate.inside, 1, __ATOMIC_SEQ_CST);
+    if (__builtin_expect(!__atomic_load_n(&blas_gate.closed, __ATOMIC_SEQ_CST), 1)) return;
+    if (pthread_equal(blas_gate.closer, pthread_self())) return;
+    blas_leave();
+    pthread_mutex_lock(&blas_gate.lock);
+    while (__atomic_load_n(&blas_gate.closed, __ATOMIC_RELAXED)) pthread_cond_wait(&blas_gate.opened, &blas_gate.lock);
+    pthread_mutex_unlock(&blas_gate.lock);
+  }
+}
+
+static void blas_close(void) {
+  if (blas_gate.ended) return;
+  pthread_mutex_lock(&blas_gate.turn);
+  blas_gate.closer = pthread_self();
+  __atomic_store_n(&blas_gate.closed, 1, __ATOMIC_SEQ_CST);
+  const struct timespec pause = {0, 20000};
+  while (__atomic_load_n(&blas_gate.inside, __ATOMIC_SEQ_CST)) nanosleep(&pause, NULL);
+}
+
+static void blas_reopen(void) {
+  if (blas_gate.ended) return;
+  pthread_mutex_lock(&blas_gate.lock);
+  __atomic_store_n(&blas_gate.closed, 0, __ATOMIC_SEQ_CST);
+  pthread_cond_broadcast(&blas_gate.opened);
+  pthread_mutex_unlock(&blas_gate.lock);
+  pthread_mutex_unlock(&blas_gate.turn);
+}
+
+static void blas_reopen_in_child(void) {
+  if (blas_gate.ended) return;
+  pthread_mutex_init(&blas_gate.turn, NULL);
+  pthread_mutex_init(&blas_gate.lock, NULL);
+  pthread_cond_init(&blas_gate.opened, NULL);
+  blas_gate.inside = blas_gate.closed = 0;
+}
+
+static void blas_end(void) {
+  blas_close();
+  blas_gate.ended = 1;
+}
+
+/* After the library is loaded: of what is registered later, what happens before a fork and at the end happens first. */
+static void blas_guard(void) {
+  static int guarded;
+  if (guarded) return;
+  guarded = 1;
+  pthread_atfork(blas_close, blas_reopen, blas_reopen_in_child);
+  atexit(blas_end);
+}
 
 #endif

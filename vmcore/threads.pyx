@@ -58,9 +58,10 @@ def _cgroup_cpus(root: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgr
         _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
         for group in _ancestors(path):
             if controllers == "":
-                fields = _read(f"{root}{group}/cpu.max").split()
-                if len(fields) == 2:
-                    cpus = min(cpus, _quota(fields[0], fields[1]))
+                for mount in (root, f"{root}/unified"):
+                    fields = _read(f"{mount}{group}/cpu.max").split()
+                    if len(fields) == 2:
+                        cpus = min(cpus, _quota(fields[0], fields[1]))
             elif "cpu" in controllers.split(","):
                 for mount in (f"{root}/cpu", f"{root}/{controllers}"):
                     quota = _read(f"{mount}{group}/cpu.cfs_quota_us")
@@ -88,7 +89,7 @@ def default_num_threads() -> int:
 
 
 def get_num_threads() -> int:
-    """Threads that one operator may use."""
+    """Threads that one operator may use, the calling one included; never more than processors its thread may run on."""
     return pool_get_count()
 
 

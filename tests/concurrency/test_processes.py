@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.concurrency.exits import SCRIPTS, run_exit
+from tests.concurrency.sharing import share
+
 COMMON = """
 import os, sys, threading, time
 import numpy as np
@@ -142,3 +145,72 @@ for _ in range(20):
 print("forked")
 """
     ends_silently(run_python, tmp_path, script, "forked\n")
+
+
+ASAN = "libasan" in os.environ.get("LD_PRELOAD", "")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_exits(tmp_path: Path, name: str) -> None:
+    """Two of the fifty that `python -m tests.concurrency --exits 50` runs."""
+    if ASAN and "fork" in name:
+        pytest.skip("libasan's own allocator does not survive a fork beside running threads")
+    for _ in range(2):
+        run_exit(name, str(tmp_path))
+
+
+@pytest.mark.skipif(ASAN, reason="libasan's own allocator does not survive it")
+@pytest.mark.parametrize("blas", ["auto", "numpy"])
+def test_fork_beside_kernels(run_python: RunPython, tmp_path: Path, blas: str) -> None:
+    """Kernels and BLAS run on two threads of other Python threads while this one forks."""
+    script = """
+import warnings
+warnings.simplefilter("ignore")
+pyvm.set_num_threads(2)
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+for _ in range(4):
+    pid = os.fork()
+    if pid == 0:
+        check()
+        pyvm.set_num_threads(2)
+        check()
+        os._exit(0)
+    check()
+    assert os.waitpid(pid, 0)[1] == 0
+print("forked")
+"""
+    result = run_python("-c", COMMON + script, cwd=tmp_path, env={} if blas == "auto" else {"PYVM_BLAS": blas})
+    assert (result.returncode, result.stdout, result.stderr) == (0, "forked\n", "")
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers(run_python: RunPython, tmp_path: Path, method: str) -> None:
+    """Workers of multiprocessing run what the parent has run before."""
+    (tmp_path / "serve.py").write_text(
+        COMMON
+        + f"""
+import multiprocessing, warnings
+def answer(n):
+    return float(vm["main"](x * n, x).numpy().sum())
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    pyvm.set_num_threads(2)
+    wanted = [answer(n) for n in range(6)]
+    with multiprocessing.get_context("{method}").Pool(2) as pool:
+        assert pool.map(answer, range(6)) == wanted
+    print("served")
+"""
+    )
+    result = run_python("serve.py", cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "served\n", "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no /proc/self/smaps here")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_share_weights(tmp_path: Path, method: str) -> None:
+    n_bytes = 20_000_000
+    measured = share(tmp_path, method, 3, 20)
+    for rss, _ in measured:
+        assert rss >= 0.99 * n_bytes
+    assert sum(pss for _, pss in measured) <= 1.1 * n_bytes

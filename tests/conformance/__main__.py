@@ -1,4 +1,4 @@
-"""`python -m tests.conformance [--frontend] [pattern]`: the ONNX backend suite, counted.
+"""`python -m tests.conformance [--frontend | --text] [pattern]`: the ONNX backend suite, counted.
 
 Prints how many of its cases pass, why the others are excluded, and which fail; exits with 1 if any fails.
 """
@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 
-from tests.conformance.suite import compiled, evaluated, run_suite
+from tests.conformance.suite import compiled, evaluated, run_suite, through_text
 
 
 def main() -> int:
@@ -18,10 +18,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
     parser.add_argument("pattern", nargs="?", default="*", help="only cases whose names match, e.g. 'test_conv_*'")
     parser.add_argument("--frontend", action="store_true", help="run the imported modules with numpy, not in the VM")
+    parser.add_argument("--text", action="store_true", help="write and read the module as text after every pass")
     parser.add_argument("-v", "--verbose", action="store_true", help="list every excluded case")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    report = run_suite(evaluated if arguments.frontend else compiled, pattern=arguments.pattern)
+    engine = evaluated if arguments.frontend else through_text if arguments.text else compiled
+    report = run_suite(engine, pattern=arguments.pattern)
     for outcome in report.of("failed"):
         print(f"FAILED   {outcome.case}: {outcome.reason}")
     if arguments.verbose:

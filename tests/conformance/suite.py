@@ -133,8 +133,24 @@ def compiled(model: onnx.ModelProto) -> Callable[[Sequence[np.ndarray]], Sequenc
     """The engine under test: compile, load, run in the virtual machine."""
     import pyvm
 
-    main = pyvm.VirtualMachine(pyvm.compile(model))["main"]
+    return _runner(pyvm.VirtualMachine(pyvm.compile(model))["main"])
 
+
+def through_text(model: onnx.ModelProto) -> Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]:
+    """Like `compiled`, but the module is written and read as text before the first pass and after each one."""
+    import pyvm
+    from pyvm.codegen import generate
+    from pyvm.frontend.onnx import from_onnx
+    from pyvm.ir import parse
+    from pyvm.transform import DEFAULT_PIPELINE
+
+    module = parse(from_onnx(model).script())
+    for transform in DEFAULT_PIPELINE:
+        module = parse(transform(module).script())
+    return _runner(pyvm.VirtualMachine(generate(module))["main"])
+
+
+def _runner(main: Callable[..., Any]) -> Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]:
     def run(inputs: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         result = main(*inputs)
         return [value.numpy() for value in (result if isinstance(result, tuple) else (result,))]

@@ -37,7 +37,7 @@ from pyvm.ir import (
 )
 from tests.ir_text import build, tensor
 from tests.native_kernels import NATIVE
-from tests.pyvm.ir.test_parser import assert_round_trip
+from tests.pyvm.ir.test_parser import assert_round_trip, assert_round_trips_after_every_pass
 from tests.reference_vm import run
 
 N, T = SymVar("n"), SymVar("t")
@@ -942,6 +942,7 @@ def check_program(program: Program) -> None:
     """Compiles a program once, and compares the machine, the reference interpreter and numpy for all batches."""
     check_well_formed(program.module)
     assert_round_trip(program.module)
+    assert_round_trips_after_every_pass(program.module)
     executable = pyvm.compile(program.module, check=True)
     for function, call in program.functions.items():
         pyvm.register_func(function, call, override=True)

@@ -11,7 +11,7 @@ import pyvm
 from pyvm.errors import FrontendError, ShapeMismatchError
 from pyvm.frontend.onnx import from_onnx
 from pyvm.ir import check_well_formed
-from tests.pyvm.ir.test_parser import assert_round_trip
+from tests.pyvm.ir.test_parser import assert_round_trip, assert_round_trips_after_every_pass
 
 ort = pytest.importorskip("onnxruntime")
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -34,6 +34,7 @@ def check(proto: onnx.ModelProto, *feeds: dict[str, np.ndarray]) -> None:
     module = from_onnx(proto)
     check_well_formed(module)
     assert_round_trip(module)
+    assert_round_trips_after_every_pass(module)
     main = pyvm.VirtualMachine(pyvm.compile(proto, check=True))["main"]
     session = ort.InferenceSession(proto.SerializeToString())
     for feed in feeds:

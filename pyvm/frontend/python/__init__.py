@@ -18,8 +18,9 @@ attributes, arithmetic of Python numbers) is computed while it is read.
 Parameters
     `pyvm.Tensor[dims..., dtype]`, each dim a number, a symbol ("n"), an expression of symbols ("2*n+1") or None for any
     size; `pyvm.Tensor[..., dtype]` for any rank; `pyvm.Shape[dims...]`; `int`, `float`, `bool`; `tuple[A, B]`;
-    `collections.abc.Callable[[A], B]`; `object`; or struct info as text: "Tensor((n, 4), float32)". A function that
-    calls itself states its result (`-> ...`).
+    `collections.abc.Callable[[A], B]`; `object`; or struct info as text: "Tensor((n, 4), float32)". Equal symbols are
+    equal sizes, and `n: int` is the size "n". A function that calls itself states its result (`-> ...`). Linters read
+    "n" as a name that is missing: `N = pyvm.ir.SymVar("n")` and `pyvm.Tensor[N, 4, np.float32]` say the same.
 Values
     Tensors, with the operators of numpy (`+ - * / // % ** @ & | ^ ~`, comparisons), indexing and slicing, `.shape`,
     `.T`, and methods (`.sum(axis=0)`, `.reshape(2, -1)`, `.astype("float32")`); tensors that meet have one dtype, and a

@@ -22,6 +22,7 @@ Statements
     ret %r  ·  goto T  ·  if %r, T      T is a label or an offset in instructions with its sign (+2)
     raw W, W, ...                       the words of one instruction
     ... ! "text"                        after an instruction: the operator it came from
+    ... ? "text"                        after that: why it is this instruction
     c[N] = LITERAL                      a constant: tensor, shape(...), dtype(...), string, integer or float
     table @A, @B, ...                   puts functions into the table in this order; other names follow in order of
                                         first mention
@@ -323,8 +324,11 @@ class _Disassembler:
         for pc in range(start, end):
             if pc in labels:
                 yield f"L{pc}:"
-            source = self.executable.debug[pc]
-            yield "  " + self._instruction(pc, targets) + ("" if source is None else f"  ! {_quoted(source)}")
+            source, note = self.executable.debug[pc], self.executable.notes[pc]
+            tail = "" if source is None else f"  ! {_quoted(source)}"
+            if note is not None:
+                tail += f"  ? {_quoted(note)}"
+            yield "  " + self._instruction(pc, targets) + tail
 
     def _instruction(self, pc: int, targets: dict[int, int]) -> str:
         words = self.code[pc]
@@ -393,7 +397,7 @@ _TOKEN = re.compile(
     | (?P<arrow>->)
     | (?P<number>[+-]?(?:0x[0-9a-fA-F]+|(?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d+)?|inf(?!\w)|nan(?!\w)))
     | (?P<word>[A-Za-z_][A-Za-z0-9_.$:/-]*)
-    | (?P<punct>[(),=\[\]!{}:])
+    | (?P<punct>[(),=\[\]!?{}:])
     | (?P<comment>;.*)
     )""",
     re.VERBOSE,
@@ -526,6 +530,7 @@ class _Assembler:
         self.uses: list[tuple[list[int], int, int]] = []  # (words, position, index into literals)
         self.code: list[list[int]] = []
         self.sources: list[str | None] = []
+        self.notes: list[str | None] = []
         self.scopes: dict[int, str] = {}
         self.signatures: dict[str, Signature] = {}
         self.metadata: dict[str, str] = {}
@@ -777,6 +782,7 @@ class _Assembler:
                 words.append(line.int64(line.integer()))
         self.code.append(words)
         self.sources.append(line.string() if line.accept("!") else None)
+        self.notes.append(line.string() if line.accept("?") else None)
 
     def statement(self, line: _Line) -> None:
         name = line.next("word")
@@ -858,6 +864,7 @@ class _Assembler:
             DebugInfo(self.sources),
             self.signatures,
             self.metadata,
+            DebugInfo(self.notes),
         )
 
 
@@ -953,6 +960,8 @@ def python_text(executable: VMExecutable) -> str:
                 out.append(f"    b.place(l{pc})")
             source = executable.debug[pc]
             tail = "" if source is None else f", source={source!r}"
+            if executable.notes[pc] is not None:
+                tail += f", note={executable.notes[pc]!r}"
             if words[0] == _CALL:
                 dst = "" if words[1] == VOID_REGISTER else f", dst={register(words[1])}"
                 args = ", ".join(map(arg, words[4:]))

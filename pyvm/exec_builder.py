@@ -101,6 +101,7 @@ class ExecBuilder:
         self._constant_index: dict[tuple[Any, ...], int] = {}
         self._instructions: list[list[int]] = []  # words per instruction
         self._sources: list[str | None] = []
+        self._notes: list[str | None] = []
         self._jumps: list[tuple[int, int, Label]] = []  # (pc, position of the offset in its words, target)
         self._labels: list[Label] = []
         self._current: int | None = None  # index of the function being emitted
@@ -218,7 +219,7 @@ class ExecBuilder:
             yield
             self._end_function(info, start)
         except BaseException:
-            del self._instructions[start:], self._sources[start:]
+            del self._instructions[start:], self._sources[start:], self._notes[start:]
             info.num_args, info.register_file_size, info.start_instr, info.param_names = PACKED_NUM_ARGS, 0, 0, []
             raise
         finally:
@@ -271,7 +272,12 @@ class ExecBuilder:
         label.pc = len(self._instructions)
 
     def emit_call(
-        self, name: str, args: Iterable[Any] = (), dst: Operand | int | None = None, source: str | None = None
+        self,
+        name: str,
+        args: Iterable[Any] = (),
+        dst: Operand | int | None = None,
+        source: str | None = None,
+        note: str | None = None,
     ) -> None:
         """dst := name(args...).
 
@@ -286,6 +292,8 @@ class ExecBuilder:
             Register of the result; dropped when absent.
         source : str, optional
             The operator that this instruction came from, for error messages and profiles.
+        note : str, optional
+            Why it is this instruction, for explanations.
         """
         self._scope()
         callee = self.declare_function(name)
@@ -293,34 +301,39 @@ class ExecBuilder:
         if len(words) > MAX_ARGS:
             raise ValueError(f"call of {name!r}: {len(words)} arguments, the limit is {MAX_ARGS}")
         target = VOID_REGISTER if dst is None else self._register(dst)
-        self._emit([_CALL, target, callee, len(words), *words], source)
+        self._emit([_CALL, target, callee, len(words), *words], source, note)
 
-    def emit_ret(self, result: Operand | int | None = None, source: str | None = None) -> None:
+    def emit_ret(
+        self, result: Operand | int | None = None, source: str | None = None, note: str | None = None
+    ) -> None:
         """Returns the value of a register; None without one."""
-        self._emit([_RET, VOID_REGISTER if result is None else self._register(result)], source)
+        self._emit([_RET, VOID_REGISTER if result is None else self._register(result)], source, note)
 
-    def emit_goto(self, target: int | Label, source: str | None = None) -> None:
+    def emit_goto(self, target: int | Label, source: str | None = None, note: str | None = None) -> None:
         """Jumps to a label, or by an offset counted in instructions."""
-        self._emit_jump([_GOTO, 0], target, source)
+        self._emit_jump([_GOTO, 0], target, source, note)
 
-    def emit_if(self, cond: Operand | int, false_target: int | Label, source: str | None = None) -> None:
+    def emit_if(
+        self, cond: Operand | int, false_target: int | Label, source: str | None = None, note: str | None = None
+    ) -> None:
         """Continues when the register is true (non-zero), else jumps to a label or by an offset in instructions."""
-        self._emit_jump([_IF, self._register(cond), 0], false_target, source)
+        self._emit_jump([_IF, self._register(cond), 0], false_target, source, note)
 
-    def _emit_jump(self, words: list[int], target: int | Label, source: str | None) -> None:
+    def _emit_jump(self, words: list[int], target: int | Label, source: str | None, note: str | None) -> None:
         if isinstance(target, Label):
             if target.function != self._scope():
                 raise ValueError(f"{target!r} belongs to {self._functions[target.function].name!r}")
             self._jumps.append((len(self._instructions), len(words) - 1, target))
         else:
             words[-1] = int(target)
-        self._emit(words, source)
+        self._emit(words, source, note)
 
-    def _emit(self, words: list[int], source: str | None) -> None:
+    def _emit(self, words: list[int], source: str | None, note: str | None) -> None:
         if self._functions[self._scope()].kind != VM_FUNC:
             raise ValueError("a compiled function has no instructions")
         self._instructions.append(words)
         self._sources.append(source)
+        self._notes.append(note)
 
     def _scope(self) -> int:
         if self._current is None:
@@ -387,6 +400,7 @@ class ExecBuilder:
             DebugInfo(self._sources),
             self._signatures,
             self._metadata,
+            DebugInfo(self._notes),
         )
         if check:
             executable.verify()

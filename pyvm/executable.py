@@ -408,11 +408,13 @@ class VMExecutable:
         Function name to Signature.
     metadata : dict
         Free strings.
+    notes : DebugInfo
+        Why an instruction is what it is, as its compiler noted; several reasons are several lines.
 
     Notes
     -----
-    Running needs neither signatures nor metadata: those of a `.vmx` file are decoded when they are first looked at, and
-    raise FormatError then if they are malformed.
+    Running needs no signatures, metadata and notes: those of a `.vmx` file are decoded when they are first looked at,
+    and raise FormatError then if they are malformed.
     """
 
     def __init__(
@@ -425,6 +427,7 @@ class VMExecutable:
         debug: DebugInfo | Iterable[str | None] | None = None,
         signatures: dict[str, Signature] | None = None,
         metadata: dict[str, str] | None = None,
+        notes: DebugInfo | Iterable[str | None] | None = None,
     ) -> None:
         self.functions = list(functions)
         self.constants: list[Constant] = [normalize_constant(value) for value in constants]
@@ -434,9 +437,11 @@ class VMExecutable:
         self.debug = debug if isinstance(debug, DebugInfo) else DebugInfo(debug or ())
         self._signatures = dict(signatures or {})
         self._metadata = dict(metadata or {})
-        # Set by a reader that put them off: the checksum of the weights, and decoding signatures and metadata.
+        self._notes = notes if isinstance(notes, DebugInfo) else DebugInfo(notes or ())
+        # Set by a reader that put them off: the checksum of the weights, and decoding signatures, metadata and notes.
         self._check_weights: Callable[[], None] | None = None
         self._decode_meta: Callable[[], tuple[dict[str, Signature], dict[str, str]]] | None = None
+        self._decode_notes: Callable[[], DebugInfo] | None = None
         self._identity = b""  # header and section table of the .vmx file that it was read from
 
     @property
@@ -460,6 +465,19 @@ class VMExecutable:
     def metadata(self, value: dict[str, str]) -> None:
         self._ensure_meta()
         self._metadata = value
+
+    @property
+    def notes(self) -> DebugInfo:
+        """Reasons by instruction."""
+        decode = self._decode_notes
+        if decode is not None:
+            self._notes = decode()  # another thread may do the same, and finds the same
+            self._decode_notes = None
+        return self._notes
+
+    @notes.setter
+    def notes(self, value: DebugInfo) -> None:
+        self._decode_notes, self._notes = None, value
 
     def _ensure_meta(self) -> None:
         decode = self._decode_meta
@@ -508,6 +526,7 @@ class VMExecutable:
             and self.debug == other.debug
             and self.signatures == other.signatures
             and self.metadata == other.metadata
+            and self.notes == other.notes
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -530,14 +549,15 @@ class VMExecutable:
         Parameters
         ----------
         full : bool
-            Also read what loading a `.vmx` file puts off: weights, compared with their checksum, signatures and
-            metadata (FormatError).
+            Also read what loading a `.vmx` file puts off: weights, compared with their checksum, signatures, metadata
+            and notes (FormatError).
         """
         from vmcore.verify import verify
 
         verify(self)
         if full:
             self._ensure_meta()
+            _ = self.notes
             if self._check_weights is not None:
                 self._check_weights()
 

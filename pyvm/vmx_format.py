@@ -16,6 +16,7 @@ All integers are little-endian, CRCs are CRC-32 (zlib). Strings and function tab
     5 SCOPES      u64 count · (i64 constant index · string)
     6 DEBUG       u64 count · strings · u64 n (0 or n_instr) · i32 index of the source string, -1 for none
     7 META        UTF-8 JSON: {"signatures": {function: ...}, "metadata": {...}}
+    8 NOTES       as DEBUG, with reasons instead of source operators; since 1.1
 
 Versions: a reader accepts every minor version of its major version. Minor versions only add sections; a section of
 unknown kind is skipped unless its flag says that the program cannot be understood without it (FLAG_CRITICAL). Anything
@@ -59,14 +60,14 @@ if TYPE_CHECKING:
     from .executable import Constant
 
 VMX_MAGIC = b"\x89VMX\r\n\x1a\n"  # not text, and broken by whoever translates line ends
-VERSION = (1, 0)
+VERSION = (1, 1)
 FLAG_CRITICAL = 1
 MAX_SECTIONS = 1024
 MAX_META_BYTES = 16 << 20
 _ALIGN = 64
 _HEADER, _ENTRY = struct.Struct("<8sHHIQI"), struct.Struct("<IIQQII")
 _HEADER_BYTES = _HEADER.size + 4
-_FUNCTIONS, _CODE, _CONSTANTS, _WEIGHTS, _SCOPES, _DEBUG, _META = range(1, 8)
+_FUNCTIONS, _CODE, _CONSTANTS, _WEIGHTS, _SCOPES, _DEBUG, _META, _NOTES = range(1, 9)
 _SECTION_NAMES = {
     _FUNCTIONS: "functions",
     _CODE: "code",
@@ -75,6 +76,7 @@ _SECTION_NAMES = {
     _SCOPES: "scopes",
     _DEBUG: "debug",
     _META: "meta",
+    _NOTES: "notes",
 }
 _CRITICAL = frozenset({_FUNCTIONS, _CODE, _CONSTANTS, _WEIGHTS})
 _INT, _FLOAT, _DTYPE, _STRING, _SHAPE, _TENSOR = 1, 3, 5, 65, 69, 70
@@ -153,6 +155,8 @@ def _write_sections(executable: VMExecutable, file: BinaryIO) -> None:
         sections.append((_DEBUG, _write_debug(executable.debug)))
     if executable.signatures or executable.metadata:
         sections.append((_META, _write_meta(executable)))
+    if len(executable.notes):
+        sections.append((_NOTES, _write_debug(executable.notes)))
 
     n_sections = len(sections) + bool(weights)
     at = _align(_HEADER_BYTES + n_sections * _ENTRY.size)
@@ -322,8 +326,14 @@ def _read_debug(reader: ByteReader, n_instr: int) -> DebugInfo:
         raise reader.fail(f"{n} entries for {n_instr} instructions")
     index = np.frombuffer(bytes(reader.take(4 * n)), dtype="<i4").astype(np.int32, copy=False)
     if n and not (-1 <= int(index.min()) and int(index.max()) < len(strings)):
-        raise reader.fail(f"a source index {int(index.min())}..{int(index.max())} is not in -1..{len(strings) - 1}")
+        raise reader.fail(f"a string index {int(index.min())}..{int(index.max())} is not in -1..{len(strings) - 1}")
+    if reader.left:
+        raise reader.fail(f"{reader.left} bytes are left over")
     return DebugInfo.from_table(strings, index)
+
+
+def _read_notes(raw: bytes, n_instr: int) -> DebugInfo:
+    return _read_debug(ByteReader(memoryview(raw), "vmx notes section"), n_instr)
 
 
 def _read_meta(raw: bytes) -> tuple[dict[str, Signature], dict[str, str]]:
@@ -397,11 +407,13 @@ def _read_sections(
     debug = DebugInfo()
     if (r := reader(_DEBUG)) is not None:
         debug = _read_debug(r, len(instr_offset))
-        finish(r)
     executable = VMExecutable(functions, constants, instr_offset, instr_data, scopes, debug)
     meta = content(_META)
     if meta is not None:
         executable._decode_meta = partial(_read_meta, meta)
+    notes = content(_NOTES)
+    if notes is not None:
+        executable._decode_notes = partial(_read_notes, notes, len(instr_offset))
 
     def check_weights() -> None:
         if weights_section is not None and zlib.crc32(weights.data) != weights_section.crc:

@@ -36,7 +36,7 @@ L4:
   call  @helper (%0) -> %2
 L5:
   call  @vm.builtin.make_closure (@helper, 1152921504606846976) -> %3  ! "closure"
-  call  @native (%2, -1) -> %4
+  call  @native (%2, -1) -> %4  ! "native"  ? "compiled: it is short\\nand always here"
   ret   %4
 
 func @helper(%0) regs=2
@@ -161,6 +161,7 @@ def executables(draw: st.DrawFn) -> VMExecutable:
             )
         ),
         draw(st.dictionaries(TEXT, TEXT, max_size=2)),
+        DebugInfo(draw(st.lists(st.none() | TEXT, min_size=len(code), max_size=len(code)))),
     )
 
 

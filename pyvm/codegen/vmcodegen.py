@@ -36,13 +36,17 @@ from pyvm.ir import (
     TupleStructInfo,
     Var,
 )
+from pyvm.ir.source import notes_of
 from pyvm.transform.kill_after_last_use import takes_over
 from pyvm.transform.liveness import Liveness, find_deaths
-from pyvm.transform.lowered import KILL, NEEDS_VM, extern_name
+from pyvm.transform.lowered import ALLOC_STORAGE, ALLOC_TENSOR_AT, KILL, NEEDS_VM, RESHAPE, extern_name
 from vmcore.errors import LoweringError
 from vmcore.types import DataType, Shape
 
 from .registers import RegisterFile
+
+# Instructions that carry no notes of passes: those are about the call that does the work.
+_NO_WORK = frozenset({ALLOC_STORAGE, ALLOC_TENSOR_AT, RESHAPE})
 
 
 def generate(module: IRModule, signatures: dict[str, Signature] | None = None) -> VMExecutable:
@@ -210,7 +214,8 @@ class _FunctionCodeGen:
             dst = self._builder.r(self._destination(binding.var))
             if unused:
                 self._registers.release(binding.var)
-        self._builder.emit_call(name, args, dst=dst, source=binding.source)
+        note = None if name in _NO_WORK else "\n".join(notes_of(binding.source)) or None
+        self._builder.emit_call(name, args, dst=dst, source=binding.source, note=note)
 
     def _take_over(self, binding: Binding, name: str, args: list[Operand], viewed: Var) -> None:
         """Emits a view in the register of what it looks at, which dies here and has no kill of its own."""

@@ -196,10 +196,7 @@ class _Function:
 
     def _recorded(self, pc: int) -> list[str]:
         """What the compiler noted about this instruction."""
-        notes = getattr(self._executable, "notes", None)
-        if notes is None or pc >= len(notes):
-            return []
-        text = notes[pc]
+        text = self._executable.notes[pc]
         return text.split("\n") if text else []
 
     def _work(self, step: Step) -> Work:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyvm.ir import Binding, Call, Expr, ExternFunc, GlobalVar, IRModule, Var
+from pyvm.ir.source import noted
 from pyvm.op.registry import Decompose
 from vmcore.errors import LoweringError
 
@@ -28,8 +29,10 @@ class _Decompose(Rewriter):
             return
         if self._depth == _MAX_DEPTH:
             raise LoweringError(f"{value.op.name}: decomposes into itself, or deeper than {_MAX_DEPTH} levels")  # type: ignore[attr-defined]
+        note = f"part of {value.op.name}, for which there is no one kernel"  # type: ignore[attr-defined]
         self.bb.open_scope()
-        emitted = self.bb.close_scope(lowered.expr_builder(self.bb))
+        with self.bb.source(noted(binding.source, note)):
+            emitted = self.bb.close_scope(lowered.expr_builder(self.bb))
         self._depth += 1
         for inner in emitted.bindings():
             self.visit(inner)

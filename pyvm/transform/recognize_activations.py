@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from pyvm.ir import Binding, Call, Constant, Expr, IRModule, VarBinding
+from pyvm.ir.source import noted
 from pyvm.op import gelu, hard_swish, silu
 
 from .producers import FusingRewriter, is_call_of
@@ -37,10 +38,12 @@ class _RecognizeActivations(FusingRewriter):
         if isinstance(value, Call) and (is_call_of(value, "mul") or is_call_of(value, "div")):
             activation = self._activation(value)
             if activation is not None:
-                with self.bb.source(binding.source):
+                name = activation.op.name  # type: ignore[attr-defined]
+                source = noted(binding.source, f"{name}: recognized in the products and sums that compute it")
+                with self.bb.source(source):
                     new = self.bb.normalize(activation)
                 if new.struct_info == value.struct_info:
-                    self.keep(VarBinding(binding.var, new, binding.source))
+                    self.keep(VarBinding(binding.var, new, source))
                     return
         self.keep(binding)
 

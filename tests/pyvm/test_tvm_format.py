@@ -81,6 +81,7 @@ def test_round_trip(executable: VMExecutable) -> None:
     back = load_executable(data)
     assert back.to_bytes() == data
     executable.debug, executable.signatures, executable.metadata = back.debug, {}, {}
+    executable.notes = back.notes
     assert back == executable
 
 

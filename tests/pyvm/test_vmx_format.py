@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given, settings
 
 from pyvm import vmx_format
-from pyvm.executable import VMExecutable, load_executable
+from pyvm.executable import DebugInfo, VMExecutable, load_executable
 from pyvm.vm import VirtualMachine
 from pyvm.vmx_format import FLAG_CRITICAL, load_vmx, read_vmx, write_vmx
 from tests.executables import executables, mutations, sample
 from vmcore.errors import ExecutableError, FormatError, VersionError
 
 HEADER, ENTRY = struct.Struct("<8sHHIQI"), struct.Struct("<IIQQII")
-FUNCTIONS, CODE, CONSTANTS, WEIGHTS, SCOPES, DEBUG, META = range(1, 8)
+FUNCTIONS, CODE, CONSTANTS, WEIGHTS, SCOPES, DEBUG, META, NOTES = range(1, 9)
 
 
 @given(executables())
@@ -81,9 +81,9 @@ def sealed(data: bytes | bytearray) -> bytes:
 def test_layout_is_as_documented() -> None:
     data = write_vmx(sample())
     magic, major, minor, n, size, _ = HEADER.unpack_from(data)
-    assert (magic, major, minor, n, size) == (b"\x89VMX\r\n\x1a\n", 1, 0, 7, len(data))
+    assert (magic, major, minor, n, size) == (b"\x89VMX\r\n\x1a\n", 1, 1, 8, len(data))
     assert sealed(data) == data
-    assert set(sections(data)) == set(range(1, 8))
+    assert set(sections(data)) == set(range(1, 9))
     assert all(offset % 64 == 0 for _, offset in sections(data).values())
     assert set(sections(write_vmx(VMExecutable()))) == {FUNCTIONS, CODE, CONSTANTS}
 
@@ -167,7 +167,7 @@ def test_what_the_format_cannot_hold() -> None:
 def test_every_flipped_bit_outside_the_weights_is_found() -> None:
     data = write_vmx(sample())
     at, start = sections(data)[WEIGHTS]
-    covered = set(range(HEADER.size + 4 + 7 * ENTRY.size))
+    covered = set(range(HEADER.size + 4 + 8 * ENTRY.size))
     for entry, offset in sections(data).values():
         covered |= set(range(offset, offset + ENTRY.unpack_from(data, entry)[3]))
     for position in range(len(data)):
@@ -215,7 +215,7 @@ def test_versions() -> None:
     assert read_vmx(with_section(99, 0)).metadata == {"a": "b"}
     with pytest.raises(VersionError, match="section of kind 99.*file 1.9"):
         read_vmx(with_section(99, FLAG_CRITICAL))
-    with pytest.raises(VersionError, match=r"version 2.0, this reader knows 1\.x"):
+    with pytest.raises(VersionError, match=r"version 2.1, this reader knows 1\.x"):
         read_vmx(edit(lambda d, s: struct.pack_into("<H", d, 8, 2)))
     with pytest.raises(FormatError, match="two meta sections"):
         read_vmx(with_section(META, 0))
@@ -292,7 +292,7 @@ def test_debug_entries_for_another_number_of_instructions() -> None:
         read_vmx(write_vmx(executable))
     executable = sample()
     executable.debug.indices = executable.debug.indices + 7
-    with pytest.raises(FormatError, match="is not in -1..1"):
+    with pytest.raises(FormatError, match="is not in -1..2"):
         read_vmx(write_vmx(executable))
 
 
@@ -392,3 +392,23 @@ def resident_kb(path: Path) -> int:
         elif inside and name == "Rss":
             total += int(value.split()[0])
     return total
+
+
+def test_notes_are_decoded_when_they_are_looked_at() -> None:
+    """Serving pays for reading them only; what is wrong with them is said by whoever asks."""
+    executable = read_vmx(write_vmx(sample()))
+    assert executable._decode_notes is not None
+    executable.verify()
+    assert executable._decode_notes is not None
+    assert list(executable.notes) == list(sample().notes) and executable._decode_notes is None
+    assert any(note and "\n" in note for note in executable.notes)
+    broken = sample()
+    broken.notes.indices = broken.notes.indices[:-1]
+    executable = read_vmx(write_vmx(broken))
+    with pytest.raises(FormatError, match="vmx notes section.*8 entries for 9 instructions"):
+        executable.verify(full=True)
+    with pytest.raises(FormatError, match="vmx notes section"):
+        _ = executable.notes
+    without = sample()
+    without.notes = DebugInfo()
+    assert NOTES not in sections(write_vmx(without)) and read_vmx(write_vmx(without)) == without

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import re
 import time
@@ -17,9 +18,10 @@ import pyvm
 from pyvm import op
 from pyvm.asm import assemble
 from pyvm.errors import ArgumentValueError
-from pyvm.executable import TensorSpec, VMExecutable
+from pyvm.executable import DebugInfo, TensorSpec, VMExecutable
 from pyvm.explain import CATEGORIES, Explanation, explain, sizes
 from pyvm.ir import BlockBuilder, SymVar, TensorStructInfo, Var, parse
+from pyvm.ir.source import noted, notes_of
 from pyvm.profile import CallRecord, Profile
 from pyvm.tvm_format import read_tvm, write_tvm
 from tests.executables import executables, sample
@@ -364,6 +366,35 @@ done:
     assert carried.end >= 8 and carried.escapes
     assert temporary.end == 5
     assert any("loop" in why for why in main.instructions[8].why)
+
+
+# ---- what passes recorded
+
+
+def test_passes_record_what_they_did(resnet: Explanation, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    main = resnet.function("main")
+    first = next(i for i in main.instructions if i.kernel == "conv")
+    assert "has in its weights batch_norm: nothing else read what was between" in first.why
+    assert "does the work of relu: nothing else read what was between" in first.why
+    executable = pyvm.compile(light_model("squeezenet").SerializeToString())
+    executable.save(tmp_path / "a.vmx")
+    loaded = pyvm.load_executable(tmp_path / "a.vmx")
+    assert list(loaded.notes) == list(executable.notes) and any(executable.notes)
+    assert loaded.explain().to_json() == executable.explain().to_json()
+    plain = pyvm.load_executable(tmp_path / "a.vmx")
+    plain.notes = DebugInfo()
+    plain.save(tmp_path / "b.vmx")
+    extra = (tmp_path / "a.vmx").stat().st_size - (tmp_path / "b.vmx").stat().st_size
+    assert extra < 1024 + 4 * len(plain.instr_offset)
+
+
+def test_sources_keep_their_notes() -> None:
+    source = noted(noted("conv1 (Conv-11)", "first"), "second")
+    assert source == "conv1 (Conv-11)" and notes_of(source) == ("first", "second")
+    assert notes_of(noted(source, "first")) == ("first", "second")
+    assert notes_of("plain") == notes_of(None) == () and noted(None, "lost") is None
+    again = pickle.loads(pickle.dumps(source))
+    assert again == source and notes_of(again) == ("first", "second")
 
 
 # ---- every program

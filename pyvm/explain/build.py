@@ -175,7 +175,7 @@ class _Function:
             return result
         work = works[step.pc] = self._work(step)
         result.callee = self._program.function_name(step.callee) or f"f[{step.callee}]"
-        result.kernel, result.category = work.kernel, work.category
+        result.kernel, result.category, result.label = work.kernel, work.category, work.label
         for role, operands in (("output", work.outputs), ("input", work.inputs), ("setting", work.settings)):
             result.operands += [self._operand(operand.name, role, operand.arg) for operand in operands]
         order = {id(arg): i for i, arg in enumerate(step.args)}

@@ -34,7 +34,10 @@ class Operand:
 
 @dataclass
 class Work:
-    """What one call does. Sizes that are not known are None; `kernel` is the name without its prefix."""
+    """What one call does. Sizes that are not known are None; `kernel` is the name without its prefix.
+
+    `label` is what a short title adds to the name.
+    """
 
     kernel: str
     category: str
@@ -46,6 +49,7 @@ class Work:
     bytes_read: Size = 0
     bytes_written: Size = 0
     way: list[str] = field(default_factory=list)
+    label: str = ""
 
     def operand(self, name: str) -> Arg | None:
         """The operand of this name."""
@@ -115,17 +119,34 @@ def _dim(shape: Sequence[Size] | None, index: int) -> Size:
     return shape[index] if shape is not None and -len(shape) <= index < len(shape) else None
 
 
+# What a kernel may do to its results before it writes them, by number (vmcore/kernels/gemm.h).
+_ACTIVATIONS = (
+    "none", "relu", "clip", "sigmoid", "silu", "gelu", "gelu_tanh", "hard_swish", "leaky_relu", "tanh", "hard_sigmoid"
+)  # fmt: skip
+
+
+def _epilogue(work: Work) -> Size:
+    """Bias, residual and activation: their arithmetic, and a word about them."""
+    parts = [name for name in ("bias", "residual") if work.tensor(name) is not None]
+    per_element = len(parts)
+    number = work.number("activation")
+    if isinstance(number, int) and 0 < number < len(_ACTIVATIONS):
+        name = _ACTIVATIONS[number]
+        parts.append(name)
+        per_element += _TABLE[name].per_element or 1
+    if parts:
+        listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[:-1] else parts)
+        work.way.append(f"{listed} applied in registers, before the result is written")
+        work.label = " + ".join(["", *(part for part in parts if part != "bias")])
+    return mul(work.out_elements(), per_element)
+
+
 def _conv(work: Work) -> None:
     x, w, out = work.shape("x"), work.shape("w"), work.shape("out")
     taps = product(w[1:]) if w is not None else None
     work.macs = mul(product(out), taps)
-    has_bias = work.tensor("bias") is not None
-    relu = work.number("activation") == 1
-    epilogue = mul(product(out), has_bias + relu)
-    work.flops = add(mul(work.macs, 2), epilogue)
     work.way += _conv_way(work, x, w, out)
-    if has_bias or relu:
-        work.way.append(f"{' and '.join(['bias'] * has_bias + ['relu'] * relu)} applied in registers")
+    work.flops = add(mul(work.macs, 2), _epilogue(work))
 
 
 def _conv_way(work: Work, x: Sequence[Size] | None, w: Sequence[Size] | None, out: Sequence[Size] | None) -> list[str]:
@@ -218,6 +239,38 @@ def _product_way(work: Work, rows: Size, columns: Size, inner: Size) -> list[str
     return [f"{rows} x {inner} x {columns}: BLAS when a side is a vector at run time, our own register tiles otherwise"]
 
 
+def _matmul_packed(work: Work) -> None:
+    work.macs = mul(work.out_elements(), _dim(work.shape("a"), -1))
+    work.way.append("the constant matrix lies in panels as the kernel reads them: packed at compile time, not per call")
+    work.flops = add(mul(work.macs, 2), _epilogue(work))
+
+
+def _fused(work: Work) -> None:
+    """A chain of elementwise operators: the program is in the first operand (vmcore/kernels/fused.h)."""
+    words = work.shape("program")
+    names = _chain(words) if words is not None else []
+    if not names:
+        work.flops = None
+        return
+    costs = [_TABLE[name].per_element if name in _TABLE else 1 for name in names]
+    work.flops = mul(work.out_elements(), sum(cost or 0 for cost in costs))
+    work.way.append(f"{len(names)} operators in one pass over the data, block by block in cache: {', '.join(names)}")
+    work.label = " ".join(names)
+
+
+def _chain(words: Sequence[Size]) -> list[str]:
+    """The operators of a chain; empty if the words are no program."""
+    from vmcore.kernels.fused import opcodes
+
+    by_number = {number: name for name, (number, _, _) in opcodes().items()}
+    if not words or not all(isinstance(word, int) for word in words):
+        return []
+    head = int(words[0]).to_bytes(8, "little", signed=True)  # type: ignore[arg-type]
+    first, n_steps = 1 + head[2], head[3]
+    steps = [int(word) & 255 for word in words[first : first + n_steps]]  # type: ignore[arg-type]
+    return [by_number[step] for step in steps] if all(step in by_number for step in steps) else []
+
+
 def _matmul_integer(work: Work) -> None:
     work.macs = mul(work.out_elements(), _dim(work.shape("a"), -1))
     work.flops = mul(work.macs, 2)
@@ -258,7 +311,16 @@ def _fill(work: Work) -> None:
     work.bytes_read = 0
 
 
-_row("conv", "x w bias strides pads dilations group activation out", PRODUCT, finish=_conv)
+_row(
+    "conv",
+    "x w bias strides pads dilations group activation out"
+    "|x w bias strides pads dilations group activation p0 p1 out"
+    "|x w bias strides pads dilations group activation p0 p1 residual out",
+    PRODUCT,
+    finish=_conv,
+)
+_row("matmul_packed", "a b bias residual activation p0 p1 out", PRODUCT, finish=_matmul_packed)
+_row("fused_elementwise", "program * out", ELEMENTWISE, finish=_fused)
 _row("conv_transpose", "x w bias strides pads dilations output_padding group out", PRODUCT, finish=_conv_transpose)
 _row("matmul", "a b out", PRODUCT, finish=_matmul)
 _row("gemm", "a b c alpha beta trans_a trans_b out", PRODUCT, finish=_gemm)
@@ -453,13 +515,19 @@ def _traffic(work: Work) -> None:
 
 def _names(params: str, n_args: int) -> list[str] | None:
     """Names of `n_args` operands; None if the signature has another number of them."""
+    if "|" in params:
+        return next((found for one in params.split("|") if (found := _names(one, n_args)) is not None), None)
     names = params.split()
     if "*" in names:
         at = names.index("*")
         missing = n_args - (len(names) - 1)
         if missing < 0:
             return None
-        return [*names[:at], *(f"{'x' if at == 0 else 'arg'}{i}" for i in range(missing)), *names[at + 1 :]]
+        return [
+            *names[:at],
+            *(f"{'arg' if at and names[0] == 'x' else 'x'}{i}" for i in range(missing)),
+            *names[at + 1 :],
+        ]
     return names if len(names) == n_args else None
 
 

@@ -105,7 +105,7 @@ def title(i: Instruction) -> str:
         return "if"
     if i.opcode == "ret":
         return "return"
-    parts = [i.kernel]
+    parts = ["fused" if i.kernel == "fused_elementwise" else i.kernel]
     window = next((o for o in i.operands if o.name == "w" and o.shape is not None and len(o.shape) > 2), None)
     if window is not None and window.shape is not None:
         parts.append("×".join(map(str, window.shape[2:])))
@@ -115,8 +115,8 @@ def title(i: Instruction) -> str:
     strides = next((o.text for o in i.operands if o.name == "strides"), "")
     if strides.startswith("shape(") and set(strides[6:-1].replace(" ", "").split(",")) - {"1", ""}:
         parts.append("/" + strides[6:-1].split(",")[0].strip())
-    if any(o.name == "activation" and o.text == "1" for o in i.operands):
-        parts.append("+ relu")
+    if i.label:
+        parts.append(i.label.strip())
     return " ".join(parts)
 
 

@@ -58,6 +58,8 @@ class Instruction:
         The instruction as the disassembler prints it.
     callee : str
         Empty for what is no call.
+    label : str
+        What a short title adds to the kernel: the operators that it contains.
     kernel : str
         The callee without its prefix, or the opcode.
     category : str
@@ -110,6 +112,7 @@ class Instruction:
     calls: int = 0
     total_ns: int | None = None
     self_ns: int | None = None
+    label: str = ""
 
     @property
     def bytes_moved(self) -> Size:

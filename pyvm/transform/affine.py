@@ -54,4 +54,4 @@ def rescaled(call: Call, after: Call, scale: np.ndarray, shift: np.ndarray) -> C
     if not (np.isfinite(new_weights).all() and np.isfinite(new_bias).all()):
         return None
     args = call.args[0], Constant(new_weights), Constant(new_bias)
-    return Call(call.op, args, attrs, after.struct_info, both_sources(call, after, "has in its weights"))
+    return Call(call.op, args, attrs, after.struct_info, both_sources(call, after, "is folded into the weights"))

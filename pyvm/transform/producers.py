@@ -39,11 +39,11 @@ def is_call_of(value: Expr, op_name: str) -> bool:
     return value.op.name == op_name
 
 
-def both_sources(first: Call, second: Call, how: str = "does the work of") -> str | None:
+def both_sources(first: Call, second: Call, how: str = "is done by the same call") -> str | None:
     """The source of a call that does the work of two: of `first` and of `second`, which read its result alone."""
     known = [call.source for call in (first, second) if call.source is not None]
     if not known:
         return None
-    note = f"{how} {second.op.name}: nothing else read what was between"  # type: ignore[union-attr]
+    note = f"{second.op.name} {how}, as nothing else reads what was between"  # type: ignore[union-attr]
     notes = dict.fromkeys((*notes_of(first.source), note, *notes_of(second.source)))
     return Source(" + ".join(known), tuple(notes))

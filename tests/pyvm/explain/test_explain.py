@@ -156,6 +156,47 @@ def test_costs_follow_what_is_used() -> None:
     assert gather.bytes_written == 3 * 8 * FLOAT
 
 
+def test_fused_chains_say_what_they_do() -> None:
+    executable = compiled(
+        "def main(x: Tensor((n, 64), float32)) -> Tensor((n, 64), float32):\n    return tanh(mul(exp(x), neg(x)))\n"
+    )
+    explanation = executable.explain(dims={"n": 2})
+    fused = [i for i in explanation.function("main").instructions if i.kernel == "fused_elementwise"]
+    names = ["exp", "neg", "mul", "tanh"]
+    if fused:
+        assert explanation.number(fused[0].flops) == 4 * 2 * 64
+        assert sorted(fused[0].label.split()) == sorted(names)
+        assert any("in one pass over the data" in why for why in fused[0].why)
+        assert explanation.number(fused[0].bytes_moved) == 2 * 2 * 64 * FLOAT
+    else:
+        assert [i.kernel for i in explanation.function("main").instructions if i.is_work] == names
+
+
+def test_epilogues_are_counted_and_named() -> None:
+    """Every way of a kernel's signature that compilers use: operands by position, with and without what is optional."""
+    text = """
+func @main(%0 x, %1 w, %2 bias, %3 residual, %4 out, %5 panels) regs=6
+  call @vm.builtin.match_shape (%0, %void, 4, 0, 1, 0, 8, 0, 6, 0, 6, "")
+  call @vm.builtin.match_shape (%1, %void, 4, 0, 16, 0, 8, 0, 1, 0, 1, "")
+  call @vm.builtin.match_shape (%2, %void, 1, 0, 16, "")
+  call @vm.builtin.match_shape (%3, %void, 4, 0, 1, 0, 16, 0, 6, 0, 6, "")
+  call @vm.builtin.match_shape (%4, %void, 4, 0, 1, 0, 16, 0, 6, 0, 6, "")
+  call @kernel.conv (%0, %1, %2, shape(1, 1), shape(0, 0, 0, 0), shape(1, 1), 1, 8, 0.1, 0.0, %3, %4)
+  call @kernel.conv (%0, %1, %void, shape(1, 1), shape(0, 0, 0, 0), shape(1, 1), 1, 0, %4)
+  ret %4
+signature @main {"params": [SPECS], "results": []}
+"""
+    spec = '{"kind": "tensor", "name": "%s", "shape": null, "dtype": "float32"}'
+    names = ("x", "w", "bias", "residual", "out", "panels")
+    executable = assemble(text.replace("SPECS", ", ".join(spec % name for name in names)))
+    rich, plain = (i for i in executable.explain().function("main").instructions if i.kernel == "conv")
+    macs = 16 * 36 * 8
+    assert rich.macs == plain.macs == macs
+    assert plain.flops == 2 * macs and rich.flops == 2 * macs + 16 * 36 * (2 + 2)
+    assert "residual + leaky_relu" in rich.label and plain.label == ""
+    assert rich.bytes_moved == FLOAT * (8 * 36 + 16 * 8 + 16 + 16 * 36 * 2)
+
+
 def test_dims_are_checked() -> None:
     for bad in (-1, 2.5, True, "4"):
         with pytest.raises(ArgumentValueError, match="dims"):
@@ -374,8 +415,8 @@ done:
 def test_passes_record_what_they_did(resnet: Explanation, tmp_path) -> None:  # type: ignore[no-untyped-def]
     main = resnet.function("main")
     first = next(i for i in main.instructions if i.kernel == "conv")
-    assert "has in its weights batch_norm: nothing else read what was between" in first.why
-    assert "does the work of relu: nothing else read what was between" in first.why
+    assert "batch_norm is folded into the weights, as nothing else reads what was between" in first.why
+    assert "relu is done by the same call, as nothing else reads what was between" in first.why
     executable = pyvm.compile(light_model("squeezenet").SerializeToString())
     executable.save(tmp_path / "a.vmx")
     loaded = pyvm.load_executable(tmp_path / "a.vmx")

@@ -20,6 +20,7 @@ from .costs import (
     MEMORY,
     OTHER,
     PRODUCT,
+    REDUCTION,
     Work,
     is_kernel,
     work_of_builtin,
@@ -295,8 +296,8 @@ def _in_place(work: Work) -> list[str]:
 
 
 def _separate(function: FunctionExplanation, i: Instruction, work: Work) -> list[str]:
-    """Why an elementwise call does not overwrite its input, and why it is not part of the product that made it."""
-    if work.category != ELEMENTWISE or not work.outputs or not work.inputs:
+    """Why a call does not overwrite its input, and why it is not part of the product that made it."""
+    if work.category not in (ELEMENTWISE, REDUCTION) or not work.outputs or not work.inputs:
         return []
     reasons = []
     out = work.outputs[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -21,6 +22,27 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 def pytest_report_header() -> str:
     """One line that says which package is under test."""
     return f"pyvm: {'built in place, ' if LOCATION == ROOT else 'installed in '}{LOCATION}"
+
+
+IS_CHECKED = importlib.util.find_spec("vmcore.checked") is not None
+_known_functions: set[str] = set()
+
+
+def pytest_sessionstart() -> None:
+    """In a checked build: remembers what is registered before the tests."""
+    if IS_CHECKED:
+        from vmcore.registry import list_global_func_names
+
+        _known_functions.update(list_global_func_names())
+
+
+def pytest_sessionfinish() -> None:
+    """In a checked build: what tests registered is forgotten, so that the books show what is really lost."""
+    if IS_CHECKED:
+        from vmcore.registry import list_global_func_names, remove_global_func
+
+        for name in set(list_global_func_names()) - _known_functions:
+            remove_global_func(name)
 
 
 @pytest.fixture(scope="session")

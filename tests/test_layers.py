@@ -168,3 +168,15 @@ def test_every_public_name_exists() -> None:
     assert set(pyvm.__all__) <= set(dir(pyvm))
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = pyvm.no_such_name
+
+
+def test_memory_is_taken_in_one_place() -> None:
+    """So that a checked build sees all of it, and can make all of it fail."""
+    names = r"malloc|calloc|realloc|posix_memalign|aligned_alloc|mmap|strdup|Py\w*_(?:Raw)?(?:Malloc|Calloc)"
+    taken = re.compile(rf"\b({names})\(")
+    wrong = []
+    for path in sorted((ROOT / "vmcore").rglob("*")):
+        if path.suffix not in (".pyx", ".pxd", ".h") or path.name in ("memory.h", "memory_checked.h", "checked.pyx"):
+            continue
+        wrong += [f"{path.relative_to(ROOT)}: {found[0]}" for found in taken.finditer(path.read_text(encoding="utf-8"))]
+    assert not wrong, "\n".join(wrong)

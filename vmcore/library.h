@@ -18,6 +18,7 @@
 /* What this header needs from Cython; set when the module is imported. */
 static struct {
   FailFn fail;
+  void (*note_no_memory)(void);
   int (*poll)(void);                                          /* -1 after the deadline */
   void *(*lookup)(void *library, const char *name);           /* a borrowed Function, NULL after an error */
   int (*last_error)(char *text, size_t size);                 /* kind and text of this thread's error */
@@ -55,6 +56,9 @@ static void host_set_error(const char *kind, const char *message) { host_set_err
 
 /* ---- register lists of compiled functions ---- */
 
+/* Compiled code does not look at what these return. When memory runs out, the value is none and `note_no_memory` makes the
+ * whole compiled function fail when it returns. */
+
 static int host_set_packed_arg(void *list, int index, Value *args, int offset) {
   Value *item = (Value *)list + index;
   if (VM_UNLIKELY(item->tag == FUNCTION_MARKER)) {
@@ -64,8 +68,9 @@ static int host_set_packed_arg(void *list, int index, Value *args, int offset) {
     ClosureObj *closure =
         closure_new(&cx->program->head, (int32_t)item->bits, 0, cx->program->closure_call);
     if (closure == NULL) {
-      value_set_none(&args[offset]); /* the callee refuses it */
-      return 0;
+      host.note_no_memory();
+      value_set_none(&args[offset]);
+      return -1;
     }
     value_set_object(item, closure);
     cx->made_functions = 1;
@@ -79,7 +84,11 @@ static int host_move_from_return(void *list, int index, Value *args, int offset)
   if (value_type(v) == VT_OPAQUE_PTR || (value_type(v) >= VT_DLTENSOR_PTR && value_type(v) <= VT_RVALUE_REF))
     value_set_none(v); /* borrowed kinds cannot be kept */
   value_move(item, v);
-  if (value_align(item, 0) < 0) value_clear(item);
+  if (value_align(item, 0) < 0) {
+    host.note_no_memory();
+    value_clear(item);
+    return -1;
+  }
   return 0;
 }
 
@@ -100,9 +109,14 @@ static int host_call_python(FunctionObj *f, Value *args, int32_t n, Value *ret) 
     value_copy(&own[made], &args[made]);
     if (value_type(&args[made]) == VT_DLTENSOR_PTR) {
       const DLTensor *t = (const DLTensor *)value_ptr(&args[made]);
-      TensorObj *copy = dltensor_is_compact(t) ? tensor_aligned_copy(t) : NULL;
+      TensorObj *copy;
+      if (!dltensor_is_compact(t)) {
+        host.fail(ERR_VALUE, "call: a tensor argument is not compact");
+        break;
+      }
+      copy = tensor_aligned_copy(t);
       if (copy == NULL) {
-        host.fail(ERR_VALUE, "call: a tensor argument is not compact, or there is no memory for its copy");
+        host.fail(ERR_ALLOC, "call: no memory for a copy of a tensor argument");
         break;
       }
       value_set_object(&own[made], copy);

@@ -9,7 +9,8 @@ import os
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport strlen
 
-from vmcore.loop cimport now_ns, thread_deadline
+from vmcore.loop cimport note_no_memory, now_ns, thread_deadline
+from vmcore.memory cimport memory_free, memory_keep
 from vmcore.objects cimport Function, forbid_new, function_from_native, named_function
 from vmcore.registry cimport registry_get
 from vmcore.status cimport fail, last_error_kind, last_error_text
@@ -21,6 +22,7 @@ from vmcore import errors
 cdef extern from "vmcore/library.h" nogil:
     struct HostHooks:
         int (*fail)(int kind, const char* message) noexcept nogil
+        void (*note_no_memory)() noexcept nogil
         int (*poll)() noexcept nogil
         void* (*lookup)(void* library, const char* name) noexcept nogil
         int (*last_error)(char* text, size_t size) noexcept nogil
@@ -76,6 +78,7 @@ cdef int lookup_or_raise(void* token, const char* name, void** out) except -1:
     if <size_t>f in _lent:
         object_release(f)
         return 0
+    memory_keep(f)
     _lent[<size_t>f] = named_function(&f.head, text)
     return 0
 
@@ -93,6 +96,7 @@ cdef void* lookup(void* token, const char* name) noexcept nogil:
 
 
 host.fail = fail
+host.note_no_memory = note_no_memory
 host.poll = poll_deadline
 host.lookup = lookup
 host.last_error = copy_last_error
@@ -128,7 +132,9 @@ cdef class Library:
             f = library_function_new(<PackedFn>symbol, encoded)
             made = NULL if f == NULL else function_from_native(library_call, f, LIBRARY_NS_PER_BYTE)
             if made == NULL:
+                memory_free(f)
                 raise MemoryError(f"library: no memory for function {name!r}")
+            memory_keep(made)  # as the library, for as long as the process
             face = named_function(&made.head, name)
             self.functions[name] = face
         object_retain(face.obj)

@@ -8,6 +8,7 @@ the register stack is none (program.h), so a call pushes a frame without initial
 The GIL is held on entry. It is released once, when the native work ahead is expected to exceed BUDGET_NS, and taken
 back for a Python callee; `Context.thread_state` says which.
 """
+from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -23,7 +24,7 @@ from vmcore.program cimport (
     storage_cache_keep, storage_cache_take, tensor_cache_clear, tensor_cache_hit, tensor_cache_take, value_drop,
     value_kill, value_put, value_replace, value_reset,
 )
-from vmcore.status cimport fail
+from vmcore.status cimport fail, last_error_kind
 from vmcore.storage cimport Allocator, allocator_report, storage_alloc, storage_refused
 from vmcore.value cimport (
     ERR_ALLOC, ERR_DEADLINE, ERR_INDEX, ERR_INTERNAL, ERR_PYTHON, ERR_RECURSION, ERR_TYPE, VT_ARRAY, VT_BOOL,
@@ -38,6 +39,9 @@ cdef extern from "Python.h" nogil:
     PyThreadState* PyEval_SaveThread()
     void PyEval_RestoreThread(PyThreadState*)
     int PyErr_CheckSignals()
+    int PyErr_ExceptionMatches(PyObject* kind)
+    void PyErr_Clear()
+    PyObject* PyExc_Exception
 
 cdef extern from *:
     """
@@ -50,6 +54,7 @@ cdef extern from *:
      * native code, and hooked calls. Each costs a few kilobytes of it. */
     #define MAX_NATIVE_DEPTH 400
     static __thread __attribute__((tls_model("initial-exec"))) int vm_native_depth;
+    static __thread int vm_native_no_memory; /* memory ran out under the innermost compiled function */
     static int vm_is_main_thread(void) { return syscall(SYS_gettid) == getpid(); }
     #define CALL_NS 5    /* what a call between VM functions or a turn of a loop is taken to cost, at least */
     #define KERNEL_NS 10
@@ -71,6 +76,7 @@ cdef extern from *:
     int64_t SIGNAL_INTERVAL_NS
     int64_t vm_deadline_ns
     int vm_native_depth
+    int vm_native_no_memory
     int MAX_NATIVE_DEPTH
     bint vm_is_main_thread() nogil
     int64_t vm_tensor_bytes(const Value* v) nogil
@@ -327,12 +333,29 @@ cdef void drop_made_functions(Context* cx) noexcept nogil:
             value_set(entry, FUNCTION_MARKER, i)
 
 
+cdef void note_no_memory() noexcept nogil:
+    global vm_native_no_memory
+    vm_native_no_memory = 1
+
+
+cdef bint forget_exception(Context* cx) noexcept nogil:
+    """Clears the Python exception that is set, but for those that are no Exception: an interrupt is no consequence."""
+    hold_gil(cx)
+    if not PyErr_ExceptionMatches(PyExc_Exception):
+        return False
+    PyErr_Clear()
+    return True
+
+
 cdef int run_native(Context* cx, VmFunc* func, Value* params, Value* out) noexcept nogil:
     """The call itself: registers in, result out of the register after the parameters."""
     cdef Value args[4]
     cdef Value result
     cdef Value* functions = function_list(cx)
     cdef int32_t i
+    cdef int status, outer
+    cdef bint refused
+    global vm_native_no_memory
     if functions == NULL:
         return fail(ERR_ALLOC, "call: no memory for a list of functions")
     for i in range(func.n_params):
@@ -343,7 +366,14 @@ cdef int run_native(Context* cx, VmFunc* func, Value* params, Value* out) noexce
     value_set(&args[2], VT_OPAQUE_PTR, <int64_t>cx.program.literals)
     value_set(&args[3], VT_OPAQUE_PTR, <int64_t>functions)
     value_set_none(&result)
-    if func.native(NULL, args, 4, &result) != 0:
+    outer = vm_native_no_memory
+    vm_native_no_memory = 0
+    status = func.native(NULL, args, 4, &result)
+    refused = vm_native_no_memory != 0
+    vm_native_no_memory = outer
+    if refused and (status == 0 or last_error_kind() != ERR_PYTHON or forget_exception(cx)):
+        return fail(ERR_ALLOC, "call: no memory for a value in a compiled function")
+    if status != 0:
         return -1
     if not value_may_return(params + func.n_params):
         return fail(ERR_INTERNAL, "the compiled function returned a value that cannot be kept")

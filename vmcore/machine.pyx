@@ -405,12 +405,21 @@ cdef void return_headers(Context* cx, PyObject* const* args, Py_ssize_t n) noexc
         used += 1
 
 
+cdef int add_note(object error, str note) except -1:
+    """Adds a note where that is possible: `error` may be of any class, and what it is counts more than its notes."""
+    try:
+        BaseException.add_note(error, note)
+    except Exception:
+        pass
+    return 0
+
+
 cdef int convert_argument(BoundFunction self, Context* cx, PyObject* const* args, Py_ssize_t i) except -1:
     """R[i] := args[i]; on failure the arguments before it are dropped and the context is given back."""
     try:
         return to_value(<object>args[i], cx.stack + i)
     except BaseException as error:
-        error.add_note(f"in argument {self.param_names[i]!r} of {self.name}")
+        add_note(error, f"in argument {self.param_names[i]!r} of {self.name}")
         while i > 0:
             i -= 1
             value_clear(cx.stack + i)
@@ -457,7 +466,7 @@ cdef int raise_error(BoundFunction self, Context* cx) except -1:
     try:
         self.describe(error, frames)
     except Exception as trouble:  # the error counts more than its description
-        error.add_note(f"(the VM traceback failed: {trouble!r})")
+        add_note(error, f"(the VM traceback failed: {type(trouble).__name__})")
     raise error
 
 

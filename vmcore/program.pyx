@@ -281,9 +281,9 @@ cdef class Decoding:
             if self.complete:
                 raise errors.InternalError("decode: the second decoding of a program met a new literal")
             value_set(&v, tag, bits)
+            known = self.append(&v)
             if tag == <uint64_t>VT_FUNCTION:
                 object_retain(<void*>bits)
-            known = self.append(&v)
             self.index_of[key] = known
         return known
 
@@ -563,19 +563,21 @@ cdef bint specialise_alloc_tensor(
     if tensor_set_shape(template, shape.data, dtype) < 0:
         object_release(template)
         return False  # the builtin raises when it is reached
-    kind = (args[0], literals[literal_index(args[1])].bits, literals[literal_index(args[3])].bits,
-            PyBytes_FromStringAndSize(<const char*>shape.data, shape.size * sizeof(int64_t)))
-    idle = decoding.idle_sites.setdefault(kind, [])
-    if idle:
-        alloc = <AllocSite*><size_t>idle.pop()
-    else:
-        alloc = <AllocSite*>arena_alloc(&program.sites, sizeof(AllocSite))
-        memcpy(&alloc.header, template, sizeof(TensorObj))
-        alloc.offset = literals[literal_index(args[1])].bits
-        alloc.storage = args[0]
-        alloc.slot = program.n_tensor_sites
-        program.n_tensor_sites += 1
-    object_release(template)
+    try:
+        kind = (args[0], literals[literal_index(args[1])].bits, literals[literal_index(args[3])].bits,
+                PyBytes_FromStringAndSize(<const char*>shape.data, shape.size * sizeof(int64_t)))
+        idle = decoding.idle_sites.setdefault(kind, [])
+        if idle:
+            alloc = <AllocSite*><size_t>idle.pop()
+        else:
+            alloc = <AllocSite*>arena_alloc(&program.sites, sizeof(AllocSite))
+            memcpy(&alloc.header, template, sizeof(TensorObj))
+            alloc.offset = literals[literal_index(args[1])].bits
+            alloc.storage = args[0]
+            alloc.slot = program.n_tensor_sites
+            program.n_tensor_sites += 1
+    finally:
+        object_release(template)
     decoding.ends(site.dst)
     decoding.site_in[site.dst] = (kind, <size_t>alloc)
     insn.op = I_ALLOC_TENSOR

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("vmcore", "pyvm", "tests", "setup.py", "pyproject.toml")
+SOURCES = ("vmcore", "pyvm", "tests", "setup.py", "pyproject.toml", "README.md")
 # Casts between function pointer types are how Cython and CPython work, and not in gcc's "undefined" group.
 FLAGS = {
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
@@ -29,6 +29,9 @@ def tree_of(kind: str) -> Path:
 def copy_sources(kind: str, root: Path = ROOT) -> Path:
     """Copies the sources that differ, so that only what changed is built again."""
     tree = tree_of(kind)
+    for path in [path for name in SOURCES for path in (tree / name).rglob("*")]:
+        if path.is_file() and path.suffix not in (".so", ".pyc") and not (root / path.relative_to(tree)).exists():
+            path.unlink()  # gone from the sources
     for name in SOURCES:
         source = root / name
         for path in [source] if source.is_file() else sorted(source.rglob("*")):

@@ -42,6 +42,7 @@ def callback() -> Iterator[Callable[[Callable[..., Any]], None]]:
     pyvm.register_func("t.lib.callback", lambda *args: target[-1](*args), override=True)
     yield target.append
     pyvm.remove_global_func("t.lib.callback")
+    target.clear()  # the library has taken the function's address: it is never forgotten
 
 
 def floats(n: int, offset: int = 0) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 
 from vmcore.errors import ExecutableError, FormatError, FunctionNotFoundError
 from vmcore.isa import FUNCTION_KINDS, PACKED_NUM_ARGS, instruction_words
-from vmcore.types import DataType, Shape, tensor_dtype
+from vmcore.types import BitsArray, DataType, Shape, tensor_dtype
 
 if TYPE_CHECKING:
     from pyvm.explain import Explanation
@@ -356,11 +356,14 @@ def normalize_constant(value: Any) -> Constant:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     try:
-        supported = tensor_numpy_dtype(tensor_dtype(array)) is not None
+        element_type = tensor_dtype(array)
+        stored = tensor_numpy_dtype(element_type)
     except (TypeError, ValueError):
-        supported = False
-    if not supported:
+        stored = None
+    if stored is None:
         raise TypeError(f"constant: a tensor of {array.dtype} cannot be in the constant pool")
+    if array.dtype.kind not in "biufc":  # a type that a package added to numpy: its bits are carried
+        array = BitsArray.wrap(np.array(array, order="C").view(stored), element_type)
     if array.flags.writeable or not array.flags.c_contiguous:
         array = array.copy(order="C")
         array.flags.writeable = False

@@ -129,12 +129,14 @@ def tuple_getitem(array, index):
 
 @builtin
 def tuple_reset_item(array, index):
+    require(isinstance(array, list), TypeError, "tuple_reset_item: not an array")
     tuple_getitem(array, index)
     array[index] = None
 
 
 @builtin
 def shape_of(x):
+    require(isinstance(x, np.ndarray), TypeError, "shape_of: not a tensor")
     return Shape(x.shape)
 
 
@@ -161,6 +163,9 @@ def alloc_tensor(storage, offset, shape, dtype, scope="global"):
 
 @builtin
 def reshape(x, shape):
+    require(isinstance(x, np.ndarray), TypeError, "reshape: not a tensor")
+    require(isinstance(shape, (Shape, list)), TypeError, "reshape: not a shape")
+    require(all(type(d) is int for d in shape), TypeError, f"reshape: {shape}")
     require(all(d >= 0 for d in shape), ValueError, f"reshape: {shape}")
     require(math.prod(shape) <= x.size, ValueError, f"reshape: {x.shape} to {shape}")
     return x.reshape(-1)[: math.prod(shape)].reshape(tuple(shape))

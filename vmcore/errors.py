@@ -85,6 +85,10 @@ class ArgumentValueError(ExecutionError, ValueError):
     """A value has the right kind but cannot be used."""
 
 
+class IntegerRangeError(ArgumentValueError, OverflowError):
+    """An integer does not fit in 64 bits."""
+
+
 class IndexRangeError(ExecutionError, IndexError):
     """An index lies outside the object that it indexes."""
 

@@ -74,7 +74,7 @@ __attribute__((unused)) static int value_align(Value *v, int depth) {
 /* Whether foreign code may return `v`: a plain value, or an object that vmcore made. */
 __attribute__((unused)) static int value_may_return(const Value *v) {
   int32_t kind = value_type(v);
-  if (kind >= VT_OBJECT) return object_is_own((const Object *)value_ptr(v));
+  if (kind >= VT_OBJECT) return value_ptr(v) != NULL && object_is_own((const Object *)value_ptr(v));
   return kind != VT_OPAQUE_PTR && (kind < VT_DLTENSOR_PTR || kind == VT_SMALL_STR || kind == VT_SMALL_BYTES);
 }
 

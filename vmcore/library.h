@@ -81,8 +81,7 @@ static int host_set_packed_arg(void *list, int index, Value *args, int offset) {
 
 static int host_move_from_return(void *list, int index, Value *args, int offset) {
   Value *item = (Value *)list + index, *v = &args[offset];
-  if (value_type(v) == VT_OPAQUE_PTR || (value_type(v) >= VT_DLTENSOR_PTR && value_type(v) <= VT_RVALUE_REF))
-    value_set_none(v); /* borrowed kinds cannot be kept */
+  if (!value_may_return(v)) value_set_none(v); /* what is borrowed, or of unknown make, cannot be kept */
   value_move(item, v);
   if (value_align(item, 0) < 0) {
     host.note_no_memory();

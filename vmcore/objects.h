@@ -405,7 +405,7 @@ static inline const char *value_str(const Value *v, uint64_t *size) {
       if (size) *size = ((StrObj *)value_ptr(v))->size;
       return ((StrObj *)value_ptr(v))->data;
     case VT_SMALL_STR: /* inline, zero-terminated: at most 7 characters in 8 bytes */
-      if (size) *size = v->tag >> 32;
+      if (size) *size = (v->tag >> 32) & 7; /* native code may have written any length */
       return (const char *)&v->bits;
     case VT_RAW_STR:
       if (size) *size = strlen((const char *)value_ptr(v));

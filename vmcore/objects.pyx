@@ -45,6 +45,7 @@ cdef extern from *:
 
 cdef extern from "Python.h":
     bint Py_IsInitialized() nogil
+    long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
     PyObject* PyObject_Vectorcall(PyObject* callable, PyObject** args, size_t nargsf, PyObject* kwnames)
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     void Py_XDECREF_ptr "Py_XDECREF"(PyObject*)
@@ -690,6 +691,8 @@ cdef int nested_to_value(object source, Value* out, int depth) except -1:
     cdef PyObjectObj* opaque
     cdef bytes encoded
     cdef VmDataType dtype
+    cdef int overflow = 0
+    cdef (int32_t, int32_t) device
     cdef object kind = type(source)
     value_set_none(out)
     if kind is Tensor:
@@ -698,7 +701,10 @@ cdef int nested_to_value(object source, Value* out, int depth) except -1:
     elif source is None:
         pass
     elif kind is int:
-        value_set_int(out, source)
+        value_set_int(out, PyLong_AsLongLongAndOverflow(source, &overflow))
+        if overflow != 0:
+            value_set_none(out)
+            raise errors.IntegerRangeError(f"an integer of {source.bit_length()} bits and a sign is no int64")
     elif kind is bool:
         value_set_bool(out, source)
     elif kind is float:
@@ -733,7 +739,8 @@ cdef int nested_to_value(object source, Value* out, int depth) except -1:
         dtype.code, dtype.bits, dtype.lanes = source.code, source.bits, source.lanes
         value_set_dtype(out, dtype)
     elif kind is _Device:
-        value_set(out, VT_DEVICE, <int64_t>((<uint64_t><uint32_t>source.device_type) | (<uint64_t>source.index << 32)))
+        device = source.device_type, source.index
+        value_set(out, VT_DEVICE, <int64_t>(<uint64_t><uint32_t>device[0] | <uint64_t><uint32_t>device[1] << 32))
     elif kind is Function:
         object_retain((<Function>source).obj)
         value_set_object(out, (<Function>source).obj)
@@ -743,7 +750,7 @@ cdef int nested_to_value(object source, Value* out, int depth) except -1:
     elif isinstance(source, bool):
         value_set_bool(out, bool(source))
     elif isinstance(source, int):
-        value_set_int(out, int(source))
+        nested_to_value(int(source), out, depth)
     elif isinstance(source, float) and not isinstance(source, np.generic):
         value_set_float(out, float(source))
     elif isinstance(source, np.generic) or hasattr(source, "__dlpack__"):
@@ -791,7 +798,7 @@ cdef object from_value(const Value* v):
         dtype = value_dtype(v)
         return _DataType.from_triple(dtype.code, dtype.bits, dtype.lanes)
     if kind == VT_DEVICE:
-        return _Device(<int32_t>(v.bits & 0xffffffff), <int32_t>(v.bits >> 32))
+        return _Device(<int32_t><uint32_t><uint64_t>v.bits, <int32_t>(v.bits >> 32))
     if kind == VT_FUNCTION or kind == VT_CLOSURE:
         object_retain(value_ptr(v))
         return wrap_function(<Object*>value_ptr(v), "")

@@ -313,7 +313,7 @@ class _FunctionCodeGen:
                 return builder.convert_constant(float(leaf.value))
             return self._integer(int(leaf.value))
         if isinstance(leaf, ShapeExpr) and not any(isinstance(dim, PrimExpr) for dim in leaf.values):
-            return builder.convert_constant(Shape(leaf.values))
+            return self._constant(tuple(map(int, leaf.values)))  # type: ignore[arg-type]
         if isinstance(leaf, StringImm):
             return builder.convert_constant(leaf.value)
         if isinstance(leaf, DataTypeImm):
@@ -326,7 +326,13 @@ class _FunctionCodeGen:
         try:
             return self._builder.imm(value)
         except ValueError:  # wider than an immediate
-            return self._builder.convert_constant(value)
+            return self._constant(value)
+
+    def _constant(self, value: int | tuple[int, ...]) -> Operand:
+        try:
+            return self._builder.convert_constant(Shape(value) if isinstance(value, tuple) else value)
+        except (OverflowError, ValueError) as error:
+            raise LoweringError(f"@{self._name}: {error}") from error
 
 
 # --- signatures

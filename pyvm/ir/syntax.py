@@ -366,7 +366,14 @@ class TextParser:
         token = self._kind("number", "an integer")
         if not token.text.isdecimal():
             raise error_at(token, f"expected an integer, found {token.text}")
-        return int(token.text)
+        return self._whole(token)
+
+    def _whole(self, token: Token) -> int:
+        """The value of digits, which some integer type of tensors has."""
+        value = int(token.text) if len(token.text) < 4000 else 1 << 64
+        if value >= 1 << 64:
+            raise error_at(token, f"{token.text[:40]} does not fit in 64 bits")
+        return value
 
     def _primary(self) -> Any:
         token = self._token
@@ -497,7 +504,7 @@ class TextParser:
             self._expect("(")
             return -self._float_form()
         token = self._kind("number", "a number")
-        return sign * (int(token.text) if token.text.isdecimal() else float(token.text))
+        return sign * (self._whole(token) if token.text.isdecimal() else float(token.text))
 
     def _float_form(self) -> float:
         text = self._kind("string", '"nan", "inf" or "-inf"')

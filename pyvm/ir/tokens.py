@@ -118,7 +118,8 @@ def split_data(text: str) -> tuple[str, dict[int, bytes]]:
         at = Token("mark", "", number, len(line) - len(line.lstrip()) + 1)
         index, colon, literal = stripped.partition(":")
         literal = literal.strip()
-        if not colon or not index.isdecimal() or len(literal) < 2 or literal[0] != '"' or literal[-1] != '"':
+        numbered = colon and index.isdecimal() and len(index) < 10
+        if not numbered or len(literal) < 2 or literal[0] != '"' or literal[-1] != '"':
             raise error_at(at, 'an entry of data reads `0: "base64"`')
         if int(index) in data:
             raise error_at(at, f"data[{index}] is defined twice")

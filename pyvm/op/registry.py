@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vmcore.errors import CompileError, InternalError
+from vmcore.errors import CompileError, InternalError, LoweringError, VMError
 
 if TYPE_CHECKING:
     from pyvm.ir.builder import BlockBuilder
@@ -100,6 +100,17 @@ class Op:
     lower: Callable[[Call], Lowered]
     n_outputs: int = 1
     is_pure: bool = True
+
+    def lowered(self, call: Call) -> Lowered:
+        """`lower(call)`. Raises LoweringError for attributes that the operator cannot use, or that are missing."""
+        try:
+            return self.lower(call)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, VMError):
+                raise
+            where = f" in {call.source}" if call.source is not None else ""
+            text = f"{type(error).__name__}: {error}"
+            raise LoweringError(f"{self.name}: cannot be lowered with its attributes{where}: {text}") from error
 
     def __repr__(self) -> str:
         return f"Op({self.name!r})"

@@ -43,5 +43,5 @@ class _Decompose(Rewriter):
 
 def _lower(value: Expr) -> object:
     if isinstance(value, Call) and not isinstance(value.op, (ExternFunc, GlobalVar, Var)):
-        return value.op.lower(value)
+        return value.op.lowered(value)
     return None

@@ -91,7 +91,7 @@ class Legalizer(Rewriter):
 
     def lower_call(self, old_var: Var, binding: Binding, call: Call, op: Op) -> None:
         """Writes what an operator becomes. `binding` is the call with new operands, `old_var` what it was bound to."""
-        lowered = op.lower(call)
+        lowered = op.lowered(call)
         if isinstance(lowered, KernelCall):
             args = [as_expr(arg) for arg in lowered.args]
             self.destination_call(binding, lowered.kernel, args, lowered.inplace)

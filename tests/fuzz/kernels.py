@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from pyvm import errors
 from pyvm.vm import VirtualMachine
 from tests.fuzz.programs import programs
+from tests.fuzz.watch import Finding
 from vmcore.kernels.direct import call_kernel
 from vmcore.objects import Tensor
 from vmcore.types import Shape
@@ -67,7 +69,7 @@ def _array(rng: random.Random, old: np.ndarray) -> np.ndarray:
             at = rng.randrange(len(shape))
             if shape.count(0) > 1 or shape[at] != 0:
                 shape[at] = rng.choice(HUGE)
-        if old.size and 0 not in shape and np.prod(shape) < 1e5:
+        if old.size and 0 not in shape and math.prod(shape) < 1e5:
             return np.resize(old, shape)
         try:
             return np.zeros(shape, old.dtype)
@@ -115,8 +117,8 @@ def _argument(rng: random.Random, old: Any) -> Any:
     return rng.choice(INTS)
 
 
-def run_kernel(rng: random.Random) -> str:
-    """One changed call. Raises AssertionError if bytes around an argument changed."""
+def mutated_call(rng: random.Random) -> Template:
+    """A call of a kernel with some arguments changed."""
     known = templates()
     name, args = known[rng.randrange(len(known))]
     changed = list(args)
@@ -132,6 +134,12 @@ def run_kernel(rng: random.Random) -> str:
             changed[-1] = np.zeros_like(changed[0], changed[-1].dtype)  # an output like the input
     if rng.random() < 0.1 and len(changed) > 1 and isinstance(changed[0], np.ndarray):
         changed[-1] = changed[0]  # in place
+    return name, tuple(changed)
+
+
+def run_kernel(call: Template) -> str:
+    """Makes the call. Raises AssertionError if bytes around an argument changed."""
+    name, changed = call[0], list(call[1])
     memories = []
     made: dict[int, np.ndarray] = {}
     for i, value in enumerate(changed):
@@ -142,9 +150,13 @@ def run_kernel(rng: random.Random) -> str:
             changed[i] = made[id(value)]
     try:
         call_kernel(name, *changed)
-        outcome = "kernel ran"
+        outcome = "ran"
     except errors.ExecutionError as error:
-        outcome = f"kernel {type(error).__name__}"
+        outcome = type(error).__name__
+    except MemoryError:
+        outcome = "MemoryError"  # numpy's, of an argument
+    except Exception as error:
+        raise Finding(f"{name}: {type(error).__name__}: {error}") from error
     for memory in memories:
         assert (memory[:GUARD] == 0xA5).all() and (memory[-GUARD:] == 0xA5).all(), f"{name} wrote outside"
     return outcome

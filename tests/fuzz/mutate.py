@@ -10,6 +10,7 @@ import numpy as np
 
 import pyvm
 from pyvm.executable import PACKED_FUNC, VM_FUNC, FunctionInfo, VMExecutable
+from tests.fuzz.programs import Program, programs
 from vmcore.isa import VM_REGISTER, VOID_REGISTER, ArgKind, Opcode, pack_arg, unpack_arg
 from vmcore.types import DataType, Shape
 
@@ -25,6 +26,13 @@ DTYPES = (
 def native_names() -> list[str]:
     """Builtins and kernels; what a function registered by others makes of wrong arguments is its own business."""
     return [name for name in pyvm.list_global_func_names() if "builtin" in name or name.startswith("kernel.")]
+
+
+def mutated_program(rng: random.Random) -> Program:
+    """A program with some changes."""
+    known = programs()
+    name, executable, inputs = known[rng.randrange(len(known))]
+    return name, mutant(executable, rng), inputs
 
 
 def mutant(executable: VMExecutable, rng: random.Random) -> VMExecutable:

@@ -15,9 +15,10 @@ import pyvm
 from pyvm import errors
 from pyvm.asm import assemble
 from pyvm.executable import VMExecutable
-from pyvm.ir import BlockBuilder, TensorStructInfo, Tuple, Var
+from pyvm.ir import BlockBuilder, IRModule, TensorStructInfo, Tuple, Var
+from tests.fuzz.watch import CallbackError
 from tests.pyvm.op.cases import CASES, Case, leaves
-from tests.random_programs import random_program
+from tests.random_programs import FUNCTIONS, random_program
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 N_RANDOM = 40
@@ -65,7 +66,7 @@ Inputs = Callable[[], tuple[Any, ...]]
 Program = tuple[str, VMExecutable, Inputs]
 
 
-def op_executable(case: Case, symbolic: bool) -> VMExecutable:
+def op_module(case: Case, symbolic: bool) -> IRModule:
     """`main` computes the case from its inputs."""
     shapes = case.dims()[0] if symbolic else [x.shape for x in case.inputs]
     params = [
@@ -76,7 +77,13 @@ def op_executable(case: Case, symbolic: bool) -> VMExecutable:
     with bb.function("main", params):
         values = [bb.emit(expr) for expr in leaves(case.build(*params))]
         bb.emit_func_output(values[0] if len(values) == 1 else Tuple(values))
-    return pyvm.compile(bb.get())
+    return bb.get()
+
+
+@functools.cache
+def op_modules() -> list[IRModule]:
+    """The operator cases as modules."""
+    return [op_module(case, bool(i % 2) and case.symbolic) for i, case in enumerate(CASES)]
 
 
 def _tensors(*arrays: np.ndarray) -> Inputs:
@@ -90,7 +97,7 @@ def programs() -> list[Program]:
     for case in CASES:
         for symbolic in (False, True) if case.symbolic else (False,):
             try:
-                executable = op_executable(case, symbolic)
+                executable = pyvm.compile(op_module(case, symbolic))
             except errors.CompileError:
                 continue  # cases of what has no kernel: they test inference only
             found.append((f"{case.id}{'/symbolic' if symbolic else ''}", executable, _tensors(*case.inputs)))
@@ -110,20 +117,13 @@ def register() -> None:
     """The Python functions that the programs call."""
     for name, function in {
         "fuzz.identity": lambda x=None, *rest: x,
-        "t.identity": lambda x=None, *rest: x,
-        "t.add": lambda a=0, b=0, *rest: _apply(operator.add, a, b),
-        "t.less": lambda a=0, b=0, *rest: _apply(operator.lt, a, b),
+        **{name: functools.partial(_apply, function) for name, function in FUNCTIONS.items()},
         "add": lambda a=0, b=0, *rest: _apply(operator.add, a, b),
         "sub": lambda a=0, b=0, *rest: _apply(operator.sub, a, b),
         "less": lambda a=0, b=0, *rest: _apply(operator.lt, a, b),
-        "t.fail": _raise,
         "kernel.double": lambda x=0, out=0, *rest: _apply(lambda: np.multiply(x, 2, out=np.asarray(out))),
     }.items():
         pyvm.register_func(name, function, override=True)
-
-
-class CallbackError(Exception):
-    """What a callback of these programs raises: it must arrive unchanged."""
 
 
 def _apply(function: Callable[..., Any], *args: Any) -> Any:
@@ -131,7 +131,3 @@ def _apply(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     except Exception as error:
         raise CallbackError(str(error)) from None
-
-
-def _raise(*args: Any) -> None:
-    raise CallbackError("on purpose")

@@ -28,8 +28,12 @@ class Body:
 
 
 def opsets_of(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
-    """Version by domain, "ai.onnx" being ""."""
-    return {standard_domain(entry.domain): entry.version for entry in imports}
+    """Version by domain, "ai.onnx" being "". Raises FrontendError for a number that no opset has."""
+    opsets = {standard_domain(entry.domain): entry.version for entry in imports}
+    for domain, version in opsets.items():
+        if not 0 < version < 1 << 31:
+            raise FrontendError(f"opset {version} of domain {domain!r} is not in 1..{(1 << 31) - 1}")
+    return opsets
 
 
 def standard_domain(domain: str) -> str:
@@ -96,7 +100,7 @@ class FunctionLibrary:
             if converter is not None:
                 continue
             function = self._own.get((domain, node.op_type))
-            schema = _schema(domain, node.op_type, opset)
+            schema = schema_of(domain, node.op_type, opset)
             if function is not None:
                 if len(path) > 16:
                     raise FrontendError(f"function {node.op_type!r} of the model calls itself")
@@ -109,7 +113,7 @@ class FunctionLibrary:
         """What replaces `node`, which has no converter; `input_types` is asked only if the body depends on them."""
         domain, opset, _ = resolve(node, opsets)
         function = self._own.get((domain, node.op_type))
-        schema = None if function is not None else _schema(domain, node.op_type, opset)
+        schema = None if function is not None else schema_of(domain, node.op_type, opset)
         defaults: dict[str, AttributeProto] = {}
         if function is not None:
             inner_opsets = opsets_of(function.opset_import)
@@ -133,7 +137,8 @@ class FunctionLibrary:
         return Body(nodes, inner_opsets)
 
 
-def _schema(domain: str, op_type: str, opset: int) -> onnx.defs.OpSchema | None:
+def schema_of(domain: str, op_type: str, opset: int) -> onnx.defs.OpSchema | None:
+    """What ONNX says about an operator; None if it says nothing for the opset."""
     try:
         return onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError:

@@ -18,7 +18,7 @@ from pyvm import op
 from pyvm.frontend.onnx import shape_values
 from pyvm.frontend.onnx.control_flow import BRANCHES, RanksDiffer, emit_branches
 from pyvm.frontend.onnx.dimensions import Dimensions
-from pyvm.frontend.onnx.functions import FunctionLibrary, Opsets, may_have_control_flow, opsets_of, resolve
+from pyvm.frontend.onnx.functions import FunctionLibrary, Opsets, may_have_control_flow, opsets_of, resolve, schema_of
 from pyvm.frontend.onnx.model_file import element_code, element_type, load_model, sparse_array, tensor_array
 from pyvm.frontend.onnx.node import Node, fold, node_source
 from pyvm.frontend.onnx.registry import Converter
@@ -84,6 +84,8 @@ def from_onnx(
 
 
 def _model_opsets(model: onnx.ModelProto) -> dict[str, int]:
+    if not 0 <= model.ir_version < 1 << 31:
+        raise FrontendError(f"the model's IR version is {model.ir_version}")
     opsets = opsets_of(model.opset_import)
     if not opsets and model.ir_version < 3:
         return {"": 1}  # models of that age have no opset field
@@ -522,7 +524,8 @@ def _check_node(proto: onnx.NodeProto, domain: str, opset: int, context: onnx.ch
     try:
         onnx.checker.check_node(proto, context)
     except onnx.checker.ValidationError as error:
-        if onnx.defs.has(proto.op_type) and onnx.defs.get_schema(proto.op_type, opset).deprecated:
+        schema = schema_of(domain, proto.op_type, opset)
+        if schema is not None and schema.deprecated:
             return  # replaced by a later version, and all the same what the model was written with
         text = " ".join(str(error).split("==>")[0].split())
         raise FrontendError(f"{node_source(proto, opset)}: malformed node: {text}") from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ _DTYPES: dict[int, str] = {
     TensorProto.UINT64: "uint64",
     TensorProto.BOOL: "bool",
 }
+
+_MAX_DENSE_BYTES = 1 << 27  # of a sparse tensor: a file of some bytes must not ask for gigabytes
+_MAX_NDIM = 64
 
 
 def load_model(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
@@ -68,15 +71,23 @@ def _names(model: onnx.ModelProto) -> Iterator[str | bytes]:
         yield from (function.domain, function.name, *function.input, *function.output)
         for entry in function.opset_import:
             yield entry.domain
-    for value in (*model.graph.input, *model.graph.output):
-        yield value.name
-        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
-    for tensor in model.graph.initializer:
-        yield tensor.name
-        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
-    for node in chain(model.graph.node, *(function.node for function in model.functions)):
-        yield from (node.domain, node.op_type, node.name, *node.input, *node.output)
-        yield from (text for attribute in node.attribute for text in (attribute.name, attribute.ref_attr_name))
+    graphs = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        for graph in graphs:
+            for value in (*graph.input, *graph.output):
+                yield value.name
+                yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+            for tensor in graph.initializer:
+                yield tensor.name
+                yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
+            nodes.extend(graph.node)
+        for node in nodes:
+            yield from (node.domain, node.op_type, node.name, *node.input, *node.output)
+            yield from (text for attribute in node.attribute for text in (attribute.name, attribute.ref_attr_name))
+        attributes = [attribute for node in nodes for attribute in node.attribute]
+        graphs = [graph for a in attributes for graph in (a.graphs if not a.HasField("g") else (a.g, *a.graphs))]
+        nodes = []
 
 
 def element_type(code: int, what: str) -> str:
@@ -106,6 +117,8 @@ def tensor_array(tensor: TensorProto, folder: Path | None) -> np.ndarray:
         data = tensor.raw_data  # a copy: protobuf has no view of its bytes
         if len(data) != math.prod(dims) * numpy_dtype(dtype).itemsize:
             raise FrontendError(f"{what}: shape {dims} of {dtype} does not fit in {len(data)} bytes of data")
+        if _is_giant(dims):
+            raise FrontendError(f"{what}: shape {dims} is too large, even for no elements")
         array = np.frombuffer(data, _little_endian(dtype)).reshape(dims)
         return array.view(np.uint8) != 0 if dtype == "bool" else array
     try:
@@ -115,19 +128,32 @@ def tensor_array(tensor: TensorProto, folder: Path | None) -> np.ndarray:
     return _checked(array, dtype, dims, what)
 
 
+def _is_giant(dims: tuple[int, ...]) -> bool:
+    """Whether numpy refuses a shape even where it has no elements."""
+    return math.prod(filter(None, dims)) > 1 << 48
+
+
 def sparse_array(tensor: onnx.SparseTensorProto, folder: Path | None) -> np.ndarray:
     """A sparse tensor, made dense."""
     values = tensor_array(tensor.values, folder)
     indices = tensor_array(tensor.indices, folder)
     dims = tuple(tensor.dims)
+    what = f"sparse tensor {tensor.values.name!r} of shape {dims}"
+    if any(dim < 0 for dim in dims) or len(dims) > _MAX_NDIM or _is_giant(dims):
+        raise FrontendError(f"{what}: the shape is malformed")
+    size = math.prod(dims)
+    if size * values.itemsize > _MAX_DENSE_BYTES:
+        raise FrontendError(f"{what}: {size * values.itemsize} bytes when made dense; the limit is {_MAX_DENSE_BYTES}")
+    if values.ndim != 1 or indices.dtype != np.int64 or indices.shape not in ((len(values),), (len(values), len(dims))):
+        raise FrontendError(f"{what}: values {values.shape} and indices {indices.shape} of {indices.dtype} do not fit")
     dense = np.zeros(dims, values.dtype)
-    try:
-        if indices.ndim == 1:
-            dense.reshape(-1)[indices] = values
-        else:
-            dense[tuple(indices.T)] = values
-    except (IndexError, ValueError) as error:
-        raise FrontendError(f"sparse tensor {tensor.values.name!r} of shape {dims}: {error}") from error
+    limits = size if indices.ndim == 1 else np.array(dims, np.int64)
+    if np.any((indices < 0) | (indices >= limits)):
+        raise FrontendError(f"{what}: an index lies outside the shape")
+    if indices.ndim == 1:
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
     return dense
 
 
@@ -160,7 +186,10 @@ def _external_array(tensor: TensorProto, dtype: str, dims: tuple[int, ...], fold
     if folder is None:
         raise FrontendError(f"{what} lies in the external file {location!r}: pass the path of the model, not its bytes")
     base = folder.resolve()
-    path = (base / location).resolve()
+    try:
+        path = (base / location).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL
+        raise FrontendError(f"{what}: external data location {location!r} is no path: {error}") from error
     # A model is untrusted: it must not make us read files of its choice.
     if not location or os.path.isabs(location) or not path.is_relative_to(base) or path == base:
         raise FrontendError(f"{what}: external data location {location!r} is outside the model's folder")
@@ -173,13 +202,18 @@ def _external_array(tensor: TensorProto, dtype: str, dims: tuple[int, ...], fold
     if length != expected or offset < 0:
         raise FrontendError(f"{what}: shape {dims} of {dtype} needs {expected} bytes, external data gives {length}")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
+            raise FrontendError(f"{what}: external data {location!r} is not a regular file")
         with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(length)
+            missing = offset + length - os.fstat(file.fileno()).st_size
+            if missing <= 0:
+                file.seek(offset)
+                data = file.read(length)
+                missing = length - len(data)
     except OSError as error:
         raise FrontendError(f"{what}: cannot read external data {location!r}: {error.strerror or error}") from error
-    if len(data) != length:
-        raise FrontendError(f"{what}: external file {location!r} ends {length - len(data)} bytes too early")
+    if missing > 0:
+        raise FrontendError(f"{what}: external file {location!r} ends {missing} bytes too early")
     return np.frombuffer(data, _little_endian(dtype)).reshape(dims)
 
 

@@ -296,6 +296,8 @@ class Node:
         if self.has(1):
             return list(self.ints(1))
         parts = self.attr("num_outputs", len(self._proto.output))
+        if parts != len(self._proto.output):
+            raise self.error(f"{parts} parts for {len(self._proto.output)} outputs")
         if self.opset < 18:
             if isinstance(size, int) and size % parts:
                 raise self.error(f"a dimension of {size} does not split into {parts} equal parts")

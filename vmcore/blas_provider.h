@@ -126,7 +126,7 @@ static void blas_enter(void) {
   for (;;) {
     __atomic_add_fetch(&blas_gate.inside, 1, __ATOMIC_SEQ_CST);
     if (__builtin_expect(!__atomic_load_n(&blas_gate.closed, __ATOMIC_SEQ_CST), 1)) return;
-    if (pthread_equal(blas_gate.closer, pthread_self())) return;
+    if (pthread_equal(__atomic_load_n(&blas_gate.closer, __ATOMIC_RELAXED), pthread_self())) return;
     blas_leave();
     pthread_mutex_lock(&blas_gate.lock);
     while (__atomic_load_n(&blas_gate.closed, __ATOMIC_RELAXED)) pthread_cond_wait(&blas_gate.opened, &blas_gate.lock);
@@ -137,7 +137,7 @@ static void blas_enter(void) {
 static void blas_close(void) {
   if (blas_gate.ended) return;
   pthread_mutex_lock(&blas_gate.turn);
-  blas_gate.closer = pthread_self();
+  __atomic_store_n(&blas_gate.closer, pthread_self(), __ATOMIC_RELAXED);
   __atomic_store_n(&blas_gate.closed, 1, __ATOMIC_SEQ_CST);
   const struct timespec pause = {0, 20000};
   while (__atomic_load_n(&blas_gate.inside, __ATOMIC_SEQ_CST)) nanosleep(&pause, NULL);

@@ -7,6 +7,8 @@ models        latency of real networks, next to ONNX Runtime
 startup       cold start, peak memory, cost of the import
 files         loading a large .vmx, sharing its pages, size of the wheel
 threads       throughput of two threads over one
+memory        planned arenas, next to what is alive at once
+compile       seconds from a model to its .vmx file
 
 `pip install '.[bench]'` brings the peers; without them only our own figures are shown. Run it on a quiet machine:
 ratios are taken side by side, but short disturbances hit only one side.
@@ -23,7 +25,8 @@ from pathlib import Path
 
 from tests.bench.report import machine, markdown, save
 
-NAMES = ("dispatch", "instructions", "tiny", "models", "startup", "files", "threads")
+NAMES = ("dispatch", "instructions", "tiny", "models", "startup", "files", "threads", "memory", "compile")
+MODULES = {"compile": "compiling"}  # where the module is not called like the benchmark
 
 
 def main() -> int:
@@ -55,9 +58,9 @@ def main() -> int:
     print()
     sections = []
     for name in arguments.names or NAMES:
-        module = importlib.import_module(f"tests.bench.{name}")
+        module = importlib.import_module(f"tests.bench.{MODULES.get(name, name)}")
         begin = time.perf_counter()
-        options = {"only": arguments.only} if name in ("models", "startup") else {}
+        options = {"only": arguments.only} if name in ("models", "startup", "memory", "compile") else {}
         section = module.run(arguments.quick, **options)
         section.remarks.append(f"{time.perf_counter() - begin:.0f} s{', --quick' if arguments.quick else ''}")
         print(section.text(), flush=True)

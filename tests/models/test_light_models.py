@@ -18,4 +18,7 @@ def test_light_model(name: str) -> None:
     (value,) = model.graph.input
     shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     x = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
-    assert_matches_runtime(pyvm.compile(model), model.SerializeToString(), {value.name: x})
+    executable = pyvm.compile(model)
+    assert_matches_runtime(executable, model.SerializeToString(), {value.name: x})
+    arena, alive = (int(executable.metadata[f"{fact}:main"]) for fact in ("arena_bytes", "live_bytes"))
+    assert 0 < alive <= arena <= 1.15 * alive

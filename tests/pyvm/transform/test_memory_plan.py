@@ -9,8 +9,9 @@ import pyvm
 from pyvm import op
 from pyvm.codegen import generate
 from pyvm.errors import LoweringError
-from pyvm.ir import IRModule, SymVar, call_packed, check_well_formed
+from pyvm.ir import IRModule, SymVar, call_packed, check_well_formed, evaluate
 from pyvm.transform import eliminate_dead_code, kill_after_last_use, legalize, lower_shapes, plan_memory
+from pyvm.transform.packing import most_alive, pack
 from pyvm.vm import VirtualMachine
 from tests.ir_text import build, tensor, text
 from tests.memory_check import arena_bytes_of, check_plan
@@ -131,3 +132,36 @@ def test_upper_bounds_make_an_arena_of_fixed_size() -> None:
             pyvm.compile(build(body, x=tensor(N, 3)), bounds=bounds)
     with pytest.raises(LoweringError, match="expected .name, number. pairs"):
         plan(IRModule(module.functions, {"upper_bounds": 7}))
+
+
+def test_plans_made_at_run_time_come_close_to_what_is_alive() -> None:
+    """Blocks of attention: sizes grow with n and with its square, and which is larger depends on n."""
+
+    def body(bb, x):
+        for _ in range(3):
+            q, k, v = (bb.emit(op.matmul(x, np.eye(32, dtype=F32))) for _ in range(3))
+            scores = bb.emit(op.softmax(bb.emit(op.matmul(q, bb.emit(op.transpose(k)))), axis=1))
+            x = bb.emit(op.add(bb.emit(op.matmul(scores, v)), x))
+            wide = bb.emit(op.relu(bb.emit(op.matmul(x, np.ones((32, 128), F32)))))
+            x = bb.emit(op.add(bb.emit(op.matmul(wide, np.ones((128, 32), F32))), x))
+        return bb.emit(op.reduce_sum(x))
+
+    planned = plan(build(body, x=tensor(N, 32)))
+    (call,) = (b.value for b in planned["main"].body.bindings() if "plan_arena" in str(getattr(b.value, "op", "")))
+    table = call.args[0].values
+    place = pyvm.get_global_func("pyvm.builtin.plan_arena")
+    for n in (0, 1, 2, 7, 16, 33, 64, 100, 128, 200, 500, 1000):
+        check_plan(planned["main"], {"n": n})
+        sizes = [evaluate(size.value, {"n": n}) for size in call.args[1:]]
+        total = place(pyvm.Shape(table), *sizes)[0]
+        alive = most_alive(table[::3], table[1::3], [sizes[which] for which in table[2::3]])
+        assert alive <= total <= 1.15 * alive + 64 * len(table) // 3
+
+
+def test_compiled_arenas_of_random_lives_come_close_to_what_is_alive() -> None:
+    rng = np.random.default_rng(3)
+    for n in (10, 50, 200):
+        begins = np.sort(rng.integers(0, n, n)).tolist()
+        ends = [b + int(rng.integers(0, 10)) for b in begins]
+        sizes = (rng.integers(1, 100, n) * 64).tolist()
+        assert pack(begins, ends, sizes)[1] <= 1.15 * most_alive(begins, ends, sizes)

@@ -38,7 +38,10 @@ from pyvm.op.registry import Op, get_op
 from pyvm.op.resizing import RESIZE_COORDINATES, RESIZE_MODES, RESIZE_ROUNDINGS
 
 # Functions that programs of the tests call by name, on arrays.
-PACKED: dict[str, Callable[..., Any]] = {}
+PACKED: dict[str, Callable[..., Any]] = {
+    "pyvm.builtin.stack_push": lambda stack, n, row, *_: np.concatenate([stack[: int(n)], row[None]]),
+    "pyvm.builtin.stack_rows": lambda stack, n, reverse: stack[: int(n)][:: -1 if reverse else 1],
+}
 
 
 def run_module(module: IRModule, inputs: Mapping[str, Any], name: str = "main") -> list[Any]:

@@ -330,6 +330,19 @@ def check_upper_bound(heap, index, bound, name, context):
     require(value <= bound, ValueError, f"{context}{name} is {value}, above its declared upper bound of {bound}")
 
 
+def stack_push(stack, count, row, limit, certain):
+    require(stack.ndim and count.size == 1 and 0 <= int(count.reshape(-1)[0]) <= len(stack), IndexError, "stack_push")
+    same = stack.shape[1:] == row.shape and stack.dtype == row.dtype
+    require(same, ValueError, f"stack_push: {row.shape} is no row of {stack.shape}")
+    return np.concatenate([stack[: int(count.reshape(-1)[0])], row[None]])
+
+
+def stack_rows(stack, count, reverse):
+    require(stack.ndim and 0 <= int(count.reshape(-1)[0]) <= len(stack), IndexError, "stack_rows")
+    rows = stack[: int(count.reshape(-1)[0])]
+    return np.ascontiguousarray(rows[::-1]) if reverse else rows
+
+
 def store_dim(heap, index, value):
     heap[slot(heap, index)] = value
 
@@ -339,6 +352,8 @@ BUILTINS.update(
         "pyvm.builtin.eval_shape_expr": eval_shape_expr,
         "pyvm.builtin.plan_arena": plan_arena,
         "pyvm.builtin.check_upper_bound": check_upper_bound,
+        "pyvm.builtin.stack_push": stack_push,
+        "pyvm.builtin.stack_rows": stack_rows,
         "pyvm.builtin.tensor_scalar": tensor_scalar,
         "pyvm.builtin.store_dim": store_dim,
         "pyvm.builtin.shape_to_tensor": lambda shape: np.array(shape, np.int64),

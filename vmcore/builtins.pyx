@@ -850,6 +850,141 @@ cdef int b_ensure_zero_offset(void* self, const Value* args, int32_t n_args, Val
     return copy_tensor(self, "ensure_zero_offset", t, ret)
 
 
+# ---- stacks: tensors that grow row by row in a loop ------------------------------------------------------------------
+
+cdef extern from *:
+    """
+    #define STACK_GUESS_BYTES ((int64_t)1 << 20)  /* what is taken at first for a number of rows that may not come */
+    #define VM_MAX_ROWS ((int64_t)1 << 61)
+    """
+    const int64_t STACK_GUESS_BYTES
+    const int64_t VM_MAX_ROWS
+
+
+cdef const DLTensor* stack_of(const char* name, const Value* args, int64_t* count) noexcept nogil:
+    """The tensor in args[0] and the number of rows in args[1]; NULL after an error was stored."""
+    cdef const DLTensor* stack = value_dltensor(&args[0])
+    cdef const DLTensor* number = value_dltensor(&args[1])
+    cdef char text[160]
+    if stack == NULL or stack.ndim < 1 or not dltensor_is_compact(stack):
+        wrong_kind(name, 0, "a contiguous Tensor of rows", &args[0])
+        return NULL
+    if number == NULL or dltensor_numel(number) != 1 or read_integer(number, 0, count) != 0:
+        wrong_kind(name, 1, "an integer Tensor of one element", &args[1])
+        return NULL
+    if not 0 <= count[0] <= stack.shape[0]:
+        dltensor_describe(text, sizeof(text), stack)
+        fail_format(fail, ERR_INDEX, "%s: %lld rows of %s", name, <long long>count[0], text)
+        return NULL
+    return stack
+
+
+cdef int b_stack_push(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
+    """(stack, n, row, limit, certain) -> a stack whose row n is `row` and whose rows before it are those of `stack`.
+
+    Where `stack` has room, it is the result itself, so nothing else may look at its rows from n on. Where not, it is
+    copied into one of twice the size; into one of `limit` rows (None: not known) at first, if these many are `certain`
+    to come, else if they take little memory.
+    """
+    cdef const DLTensor* stack
+    cdef const DLTensor* row
+    cdef const DLTensor* limit
+    cdef int64_t count = 0, row_bytes, room, wanted = 0, i
+    cdef int64_t[VM_MAX_NDIM] dims
+    cdef TensorObj* grown = NULL
+    cdef char text[160]
+    cdef char other[160]
+    if n_args != 5:
+        return wrong_arity("stack_push", "5", n_args)
+    stack = stack_of("stack_push", args, &count)
+    if stack == NULL:
+        return -1
+    row = value_dltensor(&args[2])
+    if row == NULL or not dltensor_is_compact(row):
+        return wrong_kind("stack_push", 2, "a contiguous Tensor", &args[2])
+    if value_type(&args[3]) != VT_NONE:
+        limit = value_dltensor(&args[3])
+        if limit == NULL or dltensor_numel(limit) != 1 or read_integer(limit, 0, &wanted) != 0:
+            return wrong_kind("stack_push", 3, "an integer Tensor of one element", &args[3])
+    if not is_int(&args[4]):
+        return wrong_kind("stack_push", 4, "int", &args[4])
+    if row.ndim + 1 != stack.ndim or not dtype_same(row.dtype, stack.dtype):
+        room = -1
+    else:
+        room = stack.shape[0]
+        for i in range(row.ndim):
+            if row.shape[i] != stack.shape[i + 1]:
+                room = -1
+    if room < 0:
+        dltensor_describe(text, sizeof(text), row)
+        dltensor_describe(other, sizeof(other), stack)
+        return fail_format(fail, ERR_SHAPE, "stack_push: %s is no row of %s", text, other)
+    row_bytes = dltensor_numel(row) * dtype_bytes(row.dtype)
+    if count < room and value_is_writable(&args[0]):
+        memcpy(<char*>dltensor_data(stack) + count * row_bytes, dltensor_data(row), row_bytes)
+        return keep("stack_push", 0, &args[0], ret)
+    if not args[4].bits and row_bytes != 0 and wanted > STACK_GUESS_BYTES // row_bytes:
+        wanted = STACK_GUESS_BYTES // row_bytes
+    if room > VM_MAX_ROWS:
+        return fail(ERR_ALLOC, "stack_push: the number of rows does not fit in 62 bits")
+    dims[0] = wanted if wanted > 2 * room else 2 * room
+    if dims[0] < count + 1:
+        dims[0] = count + 1
+    for i in range(row.ndim):
+        dims[i + 1] = row.shape[i]
+    if own_tensor(self, "stack_push", dims, stack.ndim, stack.dtype, &grown) != 0:
+        return -1
+    memcpy(grown.dl.data, dltensor_data(stack), count * row_bytes)
+    memcpy(<char*>grown.dl.data + count * row_bytes, dltensor_data(row), row_bytes)
+    value_set_object(ret, grown)
+    return 0
+
+
+cdef int b_stack_rows(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
+    """(stack, n, reverse) -> its first n rows, last one first with `reverse`; a view if half of `stack`."""
+    cdef const DLTensor* stack
+    cdef int64_t count = 0, row_bytes, i
+    cdef int64_t[VM_MAX_NDIM] dims
+    cdef TensorObj* rows = NULL
+    cdef TensorObj* source
+    if n_args != 3:
+        return wrong_arity("stack_rows", "3", n_args)
+    stack = stack_of("stack_rows", args, &count)
+    if stack == NULL:
+        return -1
+    if not is_int(&args[2]):
+        return wrong_kind("stack_rows", 2, "int", &args[2])
+    memcpy(dims, stack.shape, stack.ndim * sizeof(int64_t))
+    dims[0] = count
+    if not args[2].bits and count == stack.shape[0]:
+        return keep("stack_rows", 0, &args[0], ret)
+    if not args[2].bits and count >= stack.shape[0] // 2 and value_type(&args[0]) == VT_TENSOR:
+        source = <TensorObj*>value_ptr(&args[0])
+        rows = tensor_new(stack.ndim)
+        if rows == NULL:
+            return no_memory("stack_rows", sizeof(TensorObj))
+        tensor_set_shape(rows, dims, stack.dtype)
+        rows.dl.data = dltensor_data(stack)
+        rows.head.flags = rows.head.flags | (source.head.flags & 1)
+        rows.storage = source.storage if source.storage != NULL else &source.head
+        object_retain(rows.storage)
+        value_set_object(ret, rows)
+        return 0
+    if own_tensor(self, "stack_rows", dims, stack.ndim, stack.dtype, &rows) != 0:
+        return -1
+    if not args[2].bits:
+        memcpy(rows.dl.data, dltensor_data(stack), rows.nbytes)
+    elif count > 0:
+        row_bytes = rows.nbytes // count
+        for i in range(count):
+            memcpy(
+                <char*>rows.dl.data + i * row_bytes, <char*>dltensor_data(stack) + (count - 1 - i) * row_bytes,
+                row_bytes
+            )
+    value_set_object(ret, rows)
+    return 0
+
+
 # ---- checks of declared types ----------------------------------------------------------------------------------------
 
 cdef const char* dtype_text(VmDataType t, char* buffer) noexcept nogil:
@@ -1091,7 +1226,8 @@ cdef int builtin_opcode(PackedFn fn) noexcept nogil:
 
 cdef bint builtin_allocates(PackedFn fn) noexcept nogil:
     """Whether `fn` takes the allocator that it uses as its self."""
-    return fn == b_shape_to_tensor or fn == b_to_device or fn == b_ensure_zero_offset
+    return fn == b_shape_to_tensor or fn == b_to_device or fn == b_ensure_zero_offset or fn == b_stack_push \
+        or fn == b_stack_rows
 
 
 _shared_allocator = allocator_new(True)
@@ -1128,6 +1264,8 @@ add("vm.builtin.call_tir_dyn", b_call_tir_dyn)
 add("pyvm.builtin.eval_shape_expr", b_eval_shape_expr)
 add("pyvm.builtin.plan_arena", b_plan_arena)
 add("pyvm.builtin.check_upper_bound", b_check_upper_bound)
+add("pyvm.builtin.stack_push", b_stack_push, 0.1)
+add("pyvm.builtin.stack_rows", b_stack_rows, 0.1)
 add("pyvm.builtin.tensor_scalar", b_tensor_scalar)
 add("pyvm.builtin.store_dim", b_store_dim)
 add("pyvm.builtin.shape_to_tensor", b_shape_to_tensor)

@@ -86,6 +86,7 @@ class _ConstantPool:
     def __init__(self, builder: ExecBuilder) -> None:
         self._builder = builder
         self._arrays: dict[int, tuple[np.ndarray, Operand]] = {}
+        self._dtypes: dict[str, Operand] = {}
 
     def add(self, value: Any) -> Operand:
         if not isinstance(value, np.ndarray):
@@ -95,6 +96,13 @@ class _ConstantPool:
             # The array is kept so that its id stays its own.
             known = self._arrays[id(value)] = value, self._builder.convert_constant(value)
         return known[1]
+
+    def add_dtype(self, name: str) -> Operand:
+        """A data type by name; every allocation has one."""
+        known = self._dtypes.get(name)
+        if known is None:
+            known = self._dtypes[name] = self._builder.convert_constant(DataType(name))
+        return known
 
 
 class _FunctionCodeGen:
@@ -317,7 +325,7 @@ class _FunctionCodeGen:
         if isinstance(leaf, StringImm):
             return builder.convert_constant(leaf.value)
         if isinstance(leaf, DataTypeImm):
-            return builder.convert_constant(DataType(leaf.value))
+            return self._constants.add_dtype(leaf.value)
         if isinstance(leaf, (GlobalVar, ExternFunc)):
             return builder.f(leaf.name)
         raise LoweringError(f"@{self._name}: {leaf} cannot be an operand of an instruction")

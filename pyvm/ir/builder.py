@@ -160,8 +160,12 @@ class BlockBuilder:
 
     @property
     def current_source(self) -> str | None:
-        """The source operator that `source` set."""
+        """The source operator that `source` set; a pass that visits many bindings sets it directly."""
         return self._source
+
+    @current_source.setter
+    def current_source(self, text: str | None) -> None:
+        self._source = text
 
     def open_scope(self) -> None:
         """Starts collecting bindings into a new sequence, until `close_scope`. For branches and for passes."""

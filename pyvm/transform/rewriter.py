@@ -123,9 +123,11 @@ class Rewriter:
         self._block = outer
 
     def _visit_all(self, block: BindingBlock) -> None:
+        outside = self.bb.current_source
         for binding in block.bindings:
-            with self.bb.source(binding.source):
-                self.visit(binding)
+            self.bb.current_source = binding.source
+            self.visit(binding)
+        self.bb.current_source = outside
 
     def keeps_dataflow(self) -> bool:
         """Whether dataflow blocks stay dataflow blocks."""
@@ -162,18 +164,18 @@ class Rewriter:
 
     def remap_value(self, value: Expr) -> Expr:
         """A bound value with operands replaced and branches rewritten."""
+        replaced = self._replaced
         if isinstance(value, Call):
-            args = tuple(map(self.leaf, value.args))
-            op = self.leaf(value.op) if isinstance(value.op, Var) else value.op
-            if op is value.op and all(new is old for new, old in zip(args, value.args, strict=True)):
+            # Most operands are not replaced: look before building anything.
+            op = replaced.get(value.op, value.op) if isinstance(value.op, Var) else value.op
+            if op is value.op and not any(map(replaced.__contains__, value.args)):
                 return value
-            return Call(op, args, value.attrs, value.struct_info, value.source)  # type: ignore[arg-type]
+            return Call(op, map(self.leaf, value.args), value.attrs, value.struct_info, value.source)  # type: ignore[arg-type]
         if isinstance(value, Tuple):
-            fields = tuple(map(self.leaf, value.fields))
-            return value if all(new is old for new, old in zip(fields, value.fields, strict=True)) else Tuple(fields)
+            return Tuple(map(self.leaf, value.fields)) if any(map(replaced.__contains__, value.fields)) else value
         if isinstance(value, TupleGetItem):
             base = self.leaf(value.tuple)
-            return value if base is value.tuple else TupleGetItem(base, value.index, value.struct_info)
+            return value if base is value.tuple else TupleGetItem(base, value.index)
         if isinstance(value, If):
             cond = self.leaf(value.cond)
             branches = self.rewrite_sequence(value.true_branch), self.rewrite_sequence(value.false_branch)

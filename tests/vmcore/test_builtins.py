@@ -101,6 +101,8 @@ def bounded(value: int) -> Case:
     )
 
 
+PUSH = "pyvm.builtin.stack_push (%0, %1, %2, %void, 0)"
+BIG_COUNT = 2**62
 BIG = 2**62
 OURS: dict[str, tuple[Case, type[Exception] | None]] = {
     "immediate": (expression(0, 5), None),
@@ -151,6 +153,29 @@ OURS: dict[str, tuple[Case, type[Exception] | None]] = {
     "match_shape without heap": (one('vm.builtin.match_shape (%0, %void, 1, 1, 0, "where ")', floats(2)), ValueError),
     "to_device index": (one("vm.builtin.to_device (%0, 1, 1)", floats(2)), RuntimeError),
     "read_if_cond empty": (one("vm.builtin.read_if_cond (%0)", np.zeros(0, bool)), ValueError),
+    "push first": (one(PUSH, floats(0, 2), np.array(0), floats(2)), None),
+    "push and grow": (one(PUSH, floats(1, 2), np.array(1), floats(2)), None),
+    "push beyond": (one(PUSH, floats(1, 2), np.array(2), floats(2)), IndexError),
+    "push before": (one(PUSH, floats(1, 2), np.array(-1), floats(2)), IndexError),
+    "push other row": (one(PUSH, floats(0, 2), np.array(0), floats(3)), ValueError),
+    "push other dtype": (one(PUSH, floats(0, 2), np.array(0), floats(2).astype(np.float64)), ValueError),
+    "push other rank": (one(PUSH, floats(0, 2), np.array(0), floats(2, 1)), ValueError),
+    "push on scalar": (one(PUSH, floats(), np.array(0), floats()), TypeError),
+    "push float count": (one(PUSH, floats(0, 2), np.array(0.5), floats(2)), TypeError),
+    "push too many": (
+        one("pyvm.builtin.stack_push (%0, %1, %2, %3, 1)", floats(0, 2), np.array(0), floats(2), np.array(BIG_COUNT)),
+        ValueError,
+    ),
+    "push text": (one('pyvm.builtin.stack_push (%0, %0, %0, "3", 1)', floats(0)), TypeError),
+    "push nothing": (one("pyvm.builtin.stack_push ()"), TypeError),
+    "rows": (one("pyvm.builtin.stack_rows (%0, %1, 0)", floats(3, 2), np.array(2)), None),
+    "all rows": (one("pyvm.builtin.stack_rows (%0, %1, 0)", floats(3, 2), np.array(3)), None),
+    "few rows": (one("pyvm.builtin.stack_rows (%0, %1, 0)", floats(9, 2), np.array(1)), None),
+    "no rows": (one("pyvm.builtin.stack_rows (%0, %1, 1)", floats(3, 2), np.array(0)), None),
+    "rows backwards": (one("pyvm.builtin.stack_rows (%0, %1, 1)", floats(3, 2), np.array(3)), None),
+    "rows beyond": (one("pyvm.builtin.stack_rows (%0, %1, 0)", floats(3, 2), np.array(4)), IndexError),
+    "rows of text": (one('pyvm.builtin.stack_rows ("a", %0, 0)', np.array(0)), TypeError),
+    "rows text": (one('pyvm.builtin.stack_rows (%0, %1, "a")', floats(3, 2), np.array(1)), TypeError),
     "plan_arena": (one("pyvm.builtin.plan_arena (shape(0, 2, 0, 1, 3, 1, 3, 4, 0), %0, 200)", 100), None),
     "plan_arena of nothing": (one("pyvm.builtin.plan_arena (%0)", ("shape", ())), None),
     "plan_arena negative size": (one("pyvm.builtin.plan_arena (shape(0, 2, 0, 1, 3, 1), %0, 64)", -5), None),

@@ -19,7 +19,9 @@ from pyvm.ir import (
     Call,
     Constant,
     Expr,
+    ExternFunc,
     If,
+    NoneImm,
     Prim,
     PrimValue,
     SeqExpr,
@@ -175,8 +177,9 @@ def run_loop(
     n_carried = len(carried)
     one = Constant(np.array(1, np.int64))
     fronts = list(prepend) or [False] * len(types.elements)
-    count = node.fresh_dim("k")
-    stacked = [TensorStructInfo((count, *_dims(info)), info.dtype) for info in types.elements]
+    room = node.fresh_dim("k")  # rows that a stack has memory for; the first i of them are set
+    stacked = [TensorStructInfo((room, *_dims(info)), info.dtype) for info in types.elements]
+    certain = PrimValue(int(limit is not None and cond is None))
     params = [Var("i", TensorStructInfo((), "int64")), Var("go", TensorStructInfo((), "bool"))]
     params += [Var(f"v{i}", info) for i, info in enumerate((*types.carried, *stacked))]
     ret = [_outside(info, types.inner) for info in types.carried]
@@ -187,13 +190,22 @@ def run_loop(
             proceed, state, elements = step(i, values[:n_carried])
             state = [node.agreeing(x, _dims(info)) for x, info in zip(state, types.carried, strict=True)]
             stacks = []
-            for front, old, element, info in zip(fronts, values[n_carried:], elements, types.elements, strict=True):
-                row = node.emit(op.unsqueeze(node.agreeing(element, _dims(info)), 0))
-                stacks.append(node.emit(op.concat([row, old] if front else [old, row], 0)))
+            never_stops = certain if proceed is None else PrimValue(0)
+            for old, element, info in zip(values[n_carried:], elements, types.elements, strict=True):
+                row = node.agreeing(element, _dims(info))
+                args = (old, i, row, NoneImm() if limit is None else limit, never_stops)
+                stacks.append(node.emit(_stack_call("stack_push", args, info)))
             following = node.emit(op.add(i, one))
             return node.emit(Call(itself, [following, _go_on(node, proceed, following, limit), *state, *stacks]))
 
-        return builder.emit_if(go, again, lambda: Tuple(values))
+        def done() -> Expr:
+            rows = [
+                node.emit(_stack_call("stack_rows", (stack, i, PrimValue(int(front))), info))
+                for stack, front, info in zip(values[n_carried:], fronts, types.elements, strict=True)
+            ]
+            return Tuple([*values[:n_carried], *rows])
+
+        return builder.emit_if(go, again, done)
 
     loop = builder.emit_function("loop", params, body, ret=TupleStructInfo(ret))
     start = Constant(np.array(0, np.int64))
@@ -201,11 +213,21 @@ def run_loop(
     result = node.emit(Call(loop, [start, _go_on(node, cond, start, limit), *carried, *empty]))
     outputs: list[Expr] = []
     for index, info in enumerate((*types.carried, *stacked)):
-        dims = [None if dim == count or _mentions(dim, types.inner) else dim for dim in _dims(info)]
+        dims = [None if dim == room or _mentions(dim, types.inner) else dim for dim in _dims(info)]
         outputs.append(_with_dims(node, node.emit(TupleGetItem(result, index)), dims))
     for output, first in zip(outputs, carried, strict=False):
         node.share_memory(output, (first,))
     return outputs[:n_carried], outputs[n_carried:]
+
+
+def _stack_call(name: str, args: tuple[Expr, ...], element: TensorStructInfo) -> Call:
+    """A call of a builtin that returns a stack of elements.
+
+    A stack is pushed onto in place, each time the result of the push before it: memory and time grow with the number
+    of elements, not with its square. The first stack has no rows, so that nothing of somebody else is written.
+    """
+    info = TensorStructInfo(None, element.dtype, len(_dims(element)) + 1)
+    return Call(ExternFunc(f"pyvm.builtin.{name}"), args, {"borrows": True}, info)
 
 
 def _dims(info: TensorStructInfo) -> tuple[Prim, ...]:
@@ -280,6 +302,8 @@ def _loop(node: Node) -> list[Expr]:
     carried = [node.tensor(i) for i in range(2, node.n_inputs)]
     limit = _scalar(node, node.tensor(0), "int64") if node.has(0) else None
     cond = _scalar(node, node.tensor(1), "bool") if node.has(1) else None
+    if isinstance(cond, Constant) and cond.data.all():
+        cond = None
 
     def step(i: Expr, values: Sequence[Expr]) -> tuple[Expr | None, list[Expr], list[Expr]]:
         proceed, *results = node.graph("body", [i, Constant(np.array(True)), *values], declared=True)

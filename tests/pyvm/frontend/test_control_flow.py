@@ -218,3 +218,33 @@ def test_errors_name_the_node() -> None:
         FrontendError, match=r"grow \(Loop-16\): a loop carries a tensor that is .* before an iteration"
     ):
         from_onnx(proto)
+
+
+def stacking_loop(scan: bool) -> onnx.ModelProto:
+    """Stacks x + i for every i below n (Loop), or x + the row of a (n, 1) tensor (Scan)."""
+    if scan:
+        inner = body([helper.make_node("Add", ["x", "r"], ["row"])], [("r", FLOAT, [1])], [("row", FLOAT, [256])])
+        node = helper.make_node("Scan", ["n"], ["rows"], body=inner, num_scan_inputs=1)
+        return model([node], [("x", FLOAT, [256]), ("n", FLOAT, ["n", 1])], [("rows", FLOAT, ["n", 256])])
+    nodes = [
+        helper.make_node("Cast", ["i"], ["f"], to=FLOAT),
+        helper.make_node("Add", ["x", "f"], ["row"]),
+        helper.make_node("Identity", ["c_in"], ["go"]),
+    ]
+    inner = body(nodes, [("i", INT64, []), ("c_in", BOOL, [])], [("go", BOOL, []), ("row", FLOAT, [256])])
+    node = helper.make_node("Loop", ["n", ""], ["rows"], body=inner)
+    return model([node], [("x", FLOAT, [256]), ("n", INT64, [])], [("rows", FLOAT, ["n", 256])])
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_memory_of_stacked_results_grows_with_their_number(scan: bool) -> None:
+    machine = pyvm.VirtualMachine(pyvm.compile(stacking_loop(scan), check=True))
+    x = np.arange(256, dtype=np.float32)
+    allocated = {}
+    for n in (1000, 4000):
+        count = np.arange(n, dtype=np.float32)[:, None] if scan else np.array(n)
+        np.testing.assert_array_equal(machine["main"](x, count).numpy(), x + np.arange(n, dtype=np.float32)[:, None])
+        report = machine.profile("main", x, count)
+        allocated[n] = sum(record.allocated_bytes for record in report.records)
+    assert allocated[1000] > 1000 * x.nbytes
+    assert allocated[4000] < 4.5 * allocated[1000]  # copies of a stack that grows by rows would take 16 times as much

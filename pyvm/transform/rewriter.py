@@ -175,7 +175,7 @@ class Rewriter:
             return Tuple(map(self.leaf, value.fields)) if any(map(replaced.__contains__, value.fields)) else value
         if isinstance(value, TupleGetItem):
             base = self.leaf(value.tuple)
-            return value if base is value.tuple else TupleGetItem(base, value.index)
+            return value if base is value.tuple else TupleGetItem(base, value.index, value.struct_info)
         if isinstance(value, If):
             cond = self.leaf(value.cond)
             branches = self.rewrite_sequence(value.true_branch), self.rewrite_sequence(value.false_branch)

@@ -12,6 +12,19 @@ static inline int data_is_aligned(const void *data, int64_t nbytes) {
   return nbytes == 0 || ((uintptr_t)data & (FOREIGN_ALIGNMENT - 1)) == 0;
 }
 
+/* Has a bit of FOREIGN_ALIGNMENT - 1 set when a kernel of a library must not get `v` as it is: a misaligned tensor, or
+ * an object of another kind. Adds the bytes of a tensor to *nbytes. */
+static inline uintptr_t foreign_argument(const Value *v, int64_t *nbytes) {
+  if (VM_UNLIKELY(v->tag != VT_TENSOR)) return value_is_object(v);
+  *nbytes += ((const TensorObj *)value_ptr(v))->nbytes;
+  return (uintptr_t)((const TensorObj *)value_ptr(v))->dl.data;
+}
+
+/* A tensor that a kernel must not write, which it does with its last argument. */
+static inline int foreign_is_read_only(const Value *v) {
+  return v->tag == VT_TENSOR && ((const Object *)value_ptr(v))->flags & OBJ_READONLY;
+}
+
 /* A compact tensor with the elements of `t` (which is compact) in aligned memory of its own; NULL: no memory. */
 __attribute__((unused)) static TensorObj *tensor_aligned_copy(const DLTensor *t) {
   void *data;
@@ -76,6 +89,21 @@ __attribute__((unused)) static int value_may_return(const Value *v) {
   int32_t kind = value_type(v);
   if (kind >= VT_OBJECT) return value_ptr(v) != NULL && object_is_own((const Object *)value_ptr(v));
   return kind != VT_OPAQUE_PTR && (kind < VT_DLTENSOR_PTR || kind == VT_SMALL_STR || kind == VT_SMALL_BYTES);
+}
+
+/* `self` of a library's kernel. */
+typedef struct LibraryFunction {
+  PackedFn fn;
+  char name[];
+} LibraryFunction;
+
+/* Looks at what a kernel returned: 0 if it can be kept, else it is none and an error is stored. */
+__attribute__((unused)) static int foreign_result(const LibraryFunction *f, Value *ret, FailFn sink) {
+  if (value_may_return(ret)) return 0;
+  int32_t kind = value_type(ret);
+  value_set_none(ret); /* what it is, and whose, is unknown: it is not touched */
+  return fail_format(sink, ERR_KERNEL, "%s: the library returned a value of kind %d, which cannot be kept", f->name,
+                     kind);
 }
 
 #endif

@@ -302,11 +302,6 @@ static void *library_open(const char *path) {
 
 /* ---- kernels ---- */
 
-typedef struct LibraryFunction {
-  PackedFn fn;
-  char name[];
-} LibraryFunction;
-
 static LibraryFunction *library_function_new(PackedFn fn, const char *name) {
   LibraryFunction *f = (LibraryFunction *)memory_alloc(sizeof(LibraryFunction) + strlen(name) + 1, MEMORY_LIBRARY);
   if (f == NULL) return NULL;
@@ -314,14 +309,6 @@ static LibraryFunction *library_function_new(PackedFn fn, const char *name) {
   f->fn = fn;
   strcpy(f->name, name);
   return f;
-}
-
-static int library_result(const LibraryFunction *f, Value *ret) {
-  if (value_may_return(ret)) return 0;
-  int32_t kind = value_type(ret);
-  value_set_none(ret); /* what it is, and whose, is unknown: it is not touched */
-  return fail_format(host.fail, ERR_KERNEL, "%s: the library returned a value of kind %d, which cannot be kept", f->name,
-                     kind);
 }
 
 /* Why argument `v` cannot be passed as it is: 0 it can, 1 it needs a substitute, -1 it must not be passed. */
@@ -403,23 +390,16 @@ __attribute__((noinline)) static int library_call_checked(const LibraryFunction 
  * other object is ever passed; tensors are passed aligned. */
 static int library_call(void *self, const Value *args, int32_t n, Value *ret) {
   const LibraryFunction *f = (const LibraryFunction *)self;
-  uintptr_t addresses = 0, special = 0;
+  uintptr_t look = 0;
+  int64_t nbytes = 0;
   int status;
-  for (int32_t i = 0; i < n; ++i) {
-    if (VM_LIKELY(args[i].tag == VT_TENSOR)) {
-      const TensorObj *t = (const TensorObj *)value_ptr(&args[i]);
-      addresses |= (uintptr_t)t->dl.data;
-      special = t->head.flags & OBJ_READONLY; /* of the last argument, which kernels write */
-    } else if (value_type(&args[i]) >= VT_OBJECT) {
-      addresses = 1;
-    }
-  }
-  if (VM_UNLIKELY((addresses & (FOREIGN_ALIGNMENT - 1)) | special))
+  for (int32_t i = 0; i < n; ++i) look |= foreign_argument(&args[i], &nbytes);
+  if (VM_UNLIKELY(look & (FOREIGN_ALIGNMENT - 1)) || VM_UNLIKELY(n && foreign_is_read_only(&args[n - 1])))
     status = library_call_checked(f, args, n, ret);
   else
     status = f->fn(NULL, args, n, ret);
   if (status != 0) return -1;
-  return VM_LIKELY(value_type(ret) == VT_NONE) ? 0 : library_result(f, ret);
+  return VM_LIKELY(value_type(ret) == VT_NONE) ? 0 : foreign_result(f, ret, host.fail);
 }
 
 #endif

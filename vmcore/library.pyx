@@ -135,6 +135,7 @@ cdef class Library:
                 memory_free(f)
                 raise MemoryError(f"library: no memory for function {name!r}")
             memory_keep(made)  # as the library, for as long as the process
+            made.is_library = 1
             face = named_function(&made.head, name)
             self.functions[name] = face
         object_retain(face.obj)

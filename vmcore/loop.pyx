@@ -9,7 +9,7 @@ The GIL is held on entry. It is released once, when the native work ahead is exp
 back for a Python callee; `Context.thread_state` says which.
 """
 from cpython.object cimport PyObject
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from vmcore.memory cimport MEMORY_CONTEXT, MEMORY_SCRATCH, memory_alloc, memory_calloc, memory_free
@@ -18,18 +18,18 @@ from vmcore.objects cimport (
 )
 from vmcore.program cimport (
     BUDGET_NS, FUNCTION_MARKER, FUNC_NATIVE, FUNC_PACKED, FUNC_VM, GIL_AUTO, GIL_HOLD, GIL_RELEASE, I_ALLOC_STORAGE,
-    I_ALLOC_TENSOR, I_CALL, I_CALL_CLOSURE, I_CALL_HOOKED, I_CALL_NATIVE, I_CALL_PYTHON, I_CALL_SPECIAL, I_CALL_VM,
-    I_COPY, I_DIRECT_2, I_DIRECT_3, I_GOTO, I_GOTO_BACK, I_IF, I_LOAD, I_NULL, I_RET, I_TUPLE_GET, MAX_RECURSION,
-    AllocSite, CallSite, Context, Frame, Insn, Program, VmFunc, literal_index, operand_at, reg_at,
-    storage_cache_keep, storage_cache_take, tensor_cache_clear, tensor_cache_hit, tensor_cache_take, value_drop,
-    value_kill, value_put, value_replace, value_reset,
+    I_ALLOC_TENSOR, I_CALL, I_CALL_CLOSURE, I_CALL_HOOKED, I_CALL_KERNEL, I_CALL_LIBRARY, I_CALL_NATIVE,
+    I_CALL_PYTHON, I_CALL_SPECIAL, I_CALL_VM, I_COPY, I_DIRECT_2, I_DIRECT_3, I_GOTO, I_GOTO_BACK, I_IF, I_LOAD,
+    I_NULL, I_RET, I_TUPLE_GET, MAX_RECURSION, AllocSite, CallSite, Context, Frame, Insn, Program, VmFunc,
+    literal_index, operand_at, reg_at, storage_cache_keep, storage_cache_take, tensor_cache_clear, tensor_cache_hit,
+    tensor_cache_take, value_drop, value_kill, value_put, value_replace, value_reset,
 )
 from vmcore.status cimport fail, last_error_kind
 from vmcore.storage cimport Allocator, allocator_report, storage_alloc, storage_refused
 from vmcore.value cimport (
     ERR_ALLOC, ERR_DEADLINE, ERR_INDEX, ERR_INTERNAL, ERR_PYTHON, ERR_RECURSION, ERR_TYPE, VT_ARRAY, VT_BOOL,
     VT_CLOSURE, VT_FUNCTION, VT_INT, VT_NONE, VT_OPAQUE_PTR, VT_STORAGE, VT_TENSOR, Object, PackedFn, StorageObj,
-    TensorObj, Value, fail_format, value_clear, value_copy, value_is_object, value_move, value_ptr, value_release,
+    TensorObj, Value, fail_format, value_clear, value_copy, value_move, value_ptr, value_release,
     value_retain, value_set, value_set_none, value_set_object, value_type,
 )
 
@@ -61,12 +61,10 @@ cdef extern from *:
     static inline int64_t vm_tensor_bytes(const Value *v) {
       return v->tag == VT_TENSOR ? ((const TensorObj *)value_ptr(v))->nbytes : 0;
     }
-    /* Estimated run time of a kernel. Most do work in proportion to their first argument and their output, which is the
-     * last; products and convolutions (heavy for their bytes) read the others, too. */
+    /* Estimated run time of a kernel, from the bytes of its arguments. */
     static inline int64_t vm_kernel_ns(const Value *args, int32_t n, int32_t weight) {
-      int64_t bytes = n ? vm_tensor_bytes(args) + vm_tensor_bytes(args + n - 1) : 0;
-      if (weight >= 512)
-        for (int32_t i = 1; i < n - 1; ++i) bytes += vm_tensor_bytes(args + i);
+      int64_t bytes = 0;
+      for (int32_t i = 0; i < n; ++i) bytes += vm_tensor_bytes(args + i);
       return KERNEL_NS + (bytes >> 10) * weight;
     }
     """
@@ -300,8 +298,14 @@ cdef StorageObj* new_storage(Context* cx, const char* name, int64_t nbytes) noex
 # ---- compiled functions ----------------------------------------------------------------------------------------------
 
 cdef extern from "vmcore/foreign.h" nogil:
+    uintptr_t FOREIGN_ALIGNMENT
+    ctypedef struct LibraryFunction:
+        PackedFn fn
     int value_align(Value* v, int depth)
     bint value_may_return(const Value* v)
+    uintptr_t foreign_argument(const Value* v, int64_t* nbytes)
+    bint foreign_is_read_only(const Value* v)
+    int foreign_result(const LibraryFunction* f, Value* ret, int (*sink)(int kind, const char* message) noexcept nogil)
 
 
 cdef Value* function_list(Context* cx) noexcept nogil:
@@ -515,10 +519,8 @@ cdef inline void store_result(Context* cx, Value* base, const Insn* pc, Value* r
     """Moves the result of a Call into its register; drops it when the Call has none."""
     if pc.a >= 0:
         value_replace(&cx.tensors, reg_at(base, pc.a), ret)
-    elif value_is_object(ret):
+    elif not likely(ret.tag == VT_NONE):
         value_reset(&cx.tensors, ret)
-    else:
-        ret.tag = VT_NONE
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------
@@ -544,7 +546,8 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
     cdef TensorObj* tensor
     cdef Value ret
     cdef uint64_t tag
-    cdef int64_t bits
+    cdef int64_t bits, nbytes
+    cdef uintptr_t look
     cdef int32_t k, n
     cdef int32_t* listed
     value_set_none(&ret)
@@ -554,9 +557,43 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             n = site.n_args
             for k in range(n):
                 value_copy(&args[k], operand_at(base, literals, site.args[k]))
-            if site.weight != 0 and before_kernel(cx, site, args) != 0:
+            if site.fn(site.self, args, n, &ret) != 0:
+                break
+            store_result(cx, base, pc, &ret)
+            pc += 1
+        elif pc.op == I_CALL_KERNEL:
+            site = <CallSite*>pc.p
+            n = site.n_args
+            nbytes = 0
+            for k in range(n):
+                v = <Value*>operand_at(base, literals, site.args[k])
+                value_copy(&args[k], v)
+                nbytes += vm_tensor_bytes(v)
+            cx.budget_ns -= KERNEL_NS + (nbytes >> 10) * site.weight
+            if cx.budget_ns <= 0 and poll(cx) != 0:
                 break
             if site.fn(site.self, args, n, &ret) != 0:
+                break
+            store_result(cx, base, pc, &ret)
+            pc += 1
+        elif pc.op == I_CALL_LIBRARY:
+            site = <CallSite*>pc.p
+            n = site.n_args
+            nbytes = 0
+            look = 0
+            for k in range(n):
+                v = <Value*>operand_at(base, literals, site.args[k])
+                value_copy(&args[k], v)
+                look |= foreign_argument(v, &nbytes)
+            cx.budget_ns -= KERNEL_NS + (nbytes >> 10) * site.weight
+            if cx.budget_ns <= 0 and poll(cx) != 0:
+                break
+            if likely(look & (FOREIGN_ALIGNMENT - 1) == 0 and not foreign_is_read_only(v)):
+                if (<LibraryFunction*>site.self).fn(NULL, args, n, &ret) != 0:
+                    break
+                if not likely(ret.tag == VT_NONE) and foreign_result(<LibraryFunction*>site.self, &ret, fail) != 0:
+                    break
+            elif site.fn(site.self, args, n, &ret) != 0:
                 break
             store_result(cx, base, pc, &ret)
             pc += 1

@@ -508,6 +508,7 @@ cdef FunctionObj* function_from_native(PackedFn fn, void* self, float ns_per_byt
     f.ns_per_byte = ns_per_byte
     f.is_python = 0
     f.direct = NULL
+    f.is_library = 0
     return f
 
 

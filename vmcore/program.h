@@ -17,6 +17,8 @@ enum {
   I_GOTO_BACK,     /* same, backwards: polls */
   I_IF,            /* if not R[a]: pc += b bytes */
   I_CALL,          /* native PackedFunc, operands copied to an argument array */
+  I_CALL_KERNEL,   /* the same, and its time, estimated from the bytes of its tensors, is charged to the budget */
+  I_CALL_LIBRARY,  /* the same, of a library's kernel */
   I_DIRECT_2,      /* kernel with a direct entry of two operands, the last one its output, in a register */
   I_DIRECT_3,
   I_CALL_SPECIAL,  /* native, with the VM itself or functions of this program among the arguments */

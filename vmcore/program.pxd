@@ -5,7 +5,8 @@ from vmcore.value cimport DirectFn2, DirectFn3, FunctionObj, Object, PackedFn, S
 
 cdef extern from "vmcore/program.h" nogil:
     enum:
-        I_RET, I_GOTO, I_GOTO_BACK, I_IF, I_CALL, I_DIRECT_2, I_DIRECT_3, I_CALL_SPECIAL, I_CALL_PYTHON
+        I_RET, I_GOTO, I_GOTO_BACK, I_IF, I_CALL, I_CALL_KERNEL, I_CALL_LIBRARY, I_DIRECT_2, I_DIRECT_3
+        I_CALL_SPECIAL, I_CALL_PYTHON
         I_CALL_VM, I_CALL_CLOSURE, I_CALL_NATIVE, I_COPY, I_LOAD, I_NULL, I_TUPLE_GET, I_ALLOC_STORAGE, I_ALLOC_TENSOR
         I_CALL_HOOKED
     enum:

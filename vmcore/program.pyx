@@ -415,9 +415,18 @@ cdef int decode_call(
         decoding.ends(dst)
     if opcode != I_CALL and specialise(decoding, program, insn, site, opcode):
         return 0
-    insn.op = I_CALL_SPECIAL if is_special else I_CALL_PYTHON if callee.packed.is_python else I_CALL
-    if insn.op == I_CALL and callee.packed.direct != NULL:
-        make_direct(insn, site, callee.packed.direct)
+    if is_special:
+        insn.op = I_CALL_SPECIAL
+    elif callee.packed.is_python:
+        insn.op = I_CALL_PYTHON
+    elif site.weight == 0:
+        insn.op = I_CALL
+    elif callee.packed.is_library and n_args > 0:
+        insn.op = I_CALL_LIBRARY
+    else:
+        insn.op = I_CALL_KERNEL
+        if callee.packed.direct != NULL:
+            make_direct(insn, site, callee.packed.direct)
     return 0
 
 

@@ -158,6 +158,7 @@ typedef struct FunctionObj {
   float ns_per_byte;
   int32_t is_python;  /* `self` is a PyObject*; calls need the GIL */
   const DirectEntry *direct; /* borrowed, or NULL */
+  int32_t is_library; /* `self` is a LibraryFunction (foreign.h) */
 } FunctionObj;
 
 typedef struct PyObjectObj {

@@ -103,6 +103,7 @@ cdef extern from "vmcore/value.h" nogil:
         float ns_per_byte
         int32_t is_python
         const DirectEntry* direct
+        int32_t is_library
 
     ctypedef struct PyObjectObj:
         Object head

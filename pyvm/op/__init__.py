@@ -3,6 +3,7 @@
     elementwise    unary functions, activations, binary arithmetic, comparisons, logic, where, cast
     fused          chains of elementwise operators as one
     reduce         reductions over axes, argmax and argmin, cumsum
+    dense          product with a constant matrix and what follows it
     linalg         matmul, gemm, integer matmul, einsum
     convolution    conv, conv_transpose
     pooling        pooling over windows and over all spatial axes
@@ -73,6 +74,7 @@ from pyvm.op.create import (
     eye,
     fill,
 )
+from pyvm.op.dense import linear
 from pyvm.op.elementwise import (
     abs,
     acos,
@@ -438,6 +440,7 @@ __all__ = [
     "left_shift",
     "less",
     "less_equal",
+    "linear",
     "linspace",
     "list_op_names",
     "log",

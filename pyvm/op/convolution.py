@@ -11,6 +11,7 @@ import numpy as np
 from pyvm.ir.expr import Call, Expr, ShapeExpr
 from pyvm.ir.prim import Prim, sym_min
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo
+from pyvm.op.activation import ACTIVATIONS, activation_args, finish
 from pyvm.op.common import (
     FLOAT,
     TensorLike,
@@ -25,6 +26,7 @@ from pyvm.op.common import (
     require_ndim,
     same_dim,
     same_dtype,
+    same_shape,
     show_shape,
     static_shape,
     tensor_info,
@@ -111,9 +113,6 @@ def taps_of(
 
 # --- convolution ------------------------------------------------------------------------------------------------------
 
-ACTIVATIONS = {"none": 0, "relu": 1}
-
-
 def _conv_operands(call: Call) -> tuple[TensorStructInfo, TensorStructInfo, str | None]:
     """Struct info of x and w and the common dtype, after the checks that conv and conv_transpose share."""
     op = call.op.name
@@ -123,7 +122,7 @@ def _conv_operands(call: Call) -> tuple[TensorStructInfo, TensorStructInfo, str 
     ndim = len(call.attrs["strides"]) + 2
     check_ndim(op, "x", infos[0], ndim)
     check_ndim(op, "w", infos[1], ndim)
-    if len(infos) == 3:
+    if len(infos) - call.attrs.get("residual", False) == 3:
         check_ndim(op, "bias", infos[2], 1)
     return infos[0], infos[1], dtype
 
@@ -134,7 +133,7 @@ def _check_channels(op: str, what: str, x: TensorStructInfo, w: TensorStructInfo
 
 
 def _check_bias(call: Call, channels: Prim) -> None:
-    if len(call.args) == 3:
+    if len(call.args) - call.attrs.get("residual", False) == 3:
         bias = tensor_info(call, 2).shape
         if bias is not None and same_dim(bias[0], channels) is False:
             fail(call.op.name, f"bias {show_shape(bias)} for {channels} output channels")
@@ -155,10 +154,17 @@ def _infer_conv(call: Call) -> StructInfo:
     if kernel is None:
         fail("conv", f"w {show_shape(w.shape)}: the size of the kernel must be constant")
     spatial = window_counts("conv", x.shape[2:], kernel, attrs)
-    return TensorStructInfo((x.shape[0], w.shape[0], *spatial), dtype)
+    result = TensorStructInfo((x.shape[0], w.shape[0], *spatial), dtype)
+    if attrs.get("residual", False):
+        more = tensor_info(call, len(call.args) - 1).shape
+        if not same_shape(more, result.shape):
+            fail("conv", f"residual {show_shape(more)}, expected {show_shape(result.shape)}")
+    return result
 
 
-def _evaluate_conv(attrs: dict[str, Any], x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+def _evaluate_conv(attrs: dict[str, Any], x: np.ndarray, w: np.ndarray, *rest: np.ndarray) -> np.ndarray:
+    residual = rest[-1] if attrs.get("residual", False) else None
+    bias = rest[0] if len(rest) > (residual is not None) else None
     n, group = x.ndim - 2, attrs["group"]
     kernel = w.shape[2:]
     out = static_window_counts("conv", x.shape[2:], kernel, attrs)
@@ -172,20 +178,21 @@ def _evaluate_conv(attrs: dict[str, Any], x: np.ndarray, w: np.ndarray, bias: np
     result = result.reshape(x.shape[0], w.shape[0], *out)
     if bias is not None:
         result += bias.reshape(-1, *[1] * n)
-    if attrs["activation"] == "relu":
-        result = np.maximum(result, 0)
-    return result.astype(x.dtype)
+    return finish(attrs, result, residual).astype(x.dtype)
 
 
 def _bias_or_none(call: Call) -> Expr | None:
-    return call.args[2] if len(call.args) == 3 else None
+    return call.args[2] if len(call.args) - call.attrs.get("residual", False) == 3 else None
 
 
 def _lower_conv(call: Call) -> Lowered:
     attrs = call.attrs
     shapes = [ShapeExpr(attrs[key]) for key in ("strides", "pads", "dilations")]
-    scalars = [attrs["group"], ACTIVATIONS[attrs["activation"]]]
-    return KernelCall("kernel.conv", [*call.args[:2], _bias_or_none(call), *shapes, *scalars])
+    args = [*call.args[:2], _bias_or_none(call), *shapes, attrs["group"]]
+    residual = call.args[-1] if attrs.get("residual", False) else None
+    if residual is None and attrs["activation"] in ("none", "relu"):
+        return KernelCall("kernel.conv", [*args, ACTIVATIONS[attrs["activation"]]])
+    return KernelCall("kernel.conv", [*args, *activation_args(attrs), residual])
 
 
 _CONV = define("conv", _infer_conv, _evaluate_conv, _lower_conv, half=False)
@@ -223,7 +230,7 @@ def conv(
     group : int
         Groups of channels that do not mix.
     activation : str
-        Applied to the result: "none" or "relu".
+        Applied to the result: "none", "relu" or another one of `pyvm.op.activation` without parameters.
 
     Returns
     -------

@@ -35,10 +35,13 @@ from .fold_scale_shift import fold_scale_shift
 from .fuse_activation import fuse_activation
 from .fuse_bias import fuse_bias
 from .fuse_elementwise import fuse_elementwise
+from .fuse_linear import fuse_linear
+from .fuse_residual import fuse_residual
 from .kill_after_last_use import kill_after_last_use
 from .lambda_lift import lambda_lift
 from .legalize import legalize
 from .lower_shapes import lower_shapes
+from .pack_weights import pack_weights
 from .pipeline import DEFAULT_PIPELINE, LOWER, OPTIMIZE, Pass, run_passes
 from .plan_memory import plan_memory
 from .recognize_activations import recognize_activations
@@ -57,10 +60,13 @@ __all__ = [
     "fuse_activation",
     "fuse_bias",
     "fuse_elementwise",
+    "fuse_linear",
+    "fuse_residual",
     "kill_after_last_use",
     "lambda_lift",
     "legalize",
     "lower_shapes",
+    "pack_weights",
     "plan_memory",
     "recognize_activations",
     "run_passes",

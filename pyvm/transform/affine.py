@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyvm.ir import Call, Constant
+from pyvm.op.activation import is_plain
 
 from .producers import both_sources
 
@@ -20,7 +21,7 @@ def n_output_channels(call: Call) -> int | None:
     if len(call.args) > 2 and not isinstance(call.args[2], Constant):
         return None
     if call.op.name == "conv":
-        return weights.data.shape[0] if call.attrs["activation"] == "none" else None
+        return weights.data.shape[0] if is_plain(call.attrs) else None
     if len(call.args) > 2:
         addend = call.args[2].data  # type: ignore[attr-defined]
         if addend.ndim == 2 and addend.shape[0] != 1:

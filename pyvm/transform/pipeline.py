@@ -15,10 +15,13 @@ from .fold_scale_shift import fold_scale_shift
 from .fuse_activation import fuse_activation
 from .fuse_bias import fuse_bias
 from .fuse_elementwise import fuse_elementwise
+from .fuse_linear import fuse_linear
+from .fuse_residual import fuse_residual
 from .kill_after_last_use import kill_after_last_use
 from .lambda_lift import lambda_lift
 from .legalize import legalize
 from .lower_shapes import lower_shapes
+from .pack_weights import pack_weights
 from .plan_memory import plan_memory
 from .recognize_activations import recognize_activations
 
@@ -37,11 +40,16 @@ OPTIMIZE: tuple[Pass, ...] = (
     fold_batch_norm,  # needs constant weights
     fold_scale_shift,  # after it: exporters put either after the other, this one more often last
     eliminate_dead_code,  # what was folded is still there, and reads the input too
-    fuse_activation,  # last, as all of these stood between convolution and activation
     decompose,  # before the two below: what operators are made of can be folded and shared, too
     fold_constants,
     eliminate_common_subexpressions,
     eliminate_dead_code,
+    fuse_linear,  # nothing below knows matmul and gemm
+    eliminate_dead_code,  # uses are counted below
+    fuse_residual,  # before activations, which come after the sum
+    fuse_activation,  # after all that stood between convolution and activation
+    eliminate_dead_code,  # uses are counted below
+    pack_weights,  # what computes with weights as numbers is done
     fuse_elementwise,  # last of all: what it makes is opaque to the others, and values with one reader are counted
 )
 

@@ -28,7 +28,7 @@ KERNELS = {
     ),
     "indexing": "gather gather_elements gather_nd nonzero nonzero_count one_hot scatter_elements scatter_nd topk",
     "resize": "resize",
-    "matmul": "gemm matmul matmul_integer",
+    "matmul": "gemm matmul matmul_integer matmul_packed",
     "conv": "conv conv_transpose",
     "pool": "avg_pool global_avg_pool global_max_pool lp_pool max_pool max_pool_with_indices",
 }

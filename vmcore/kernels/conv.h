@@ -78,4 +78,14 @@ VM_MULTIVERSION static void conv_fill_f64(double *out, int64_t n, double v) {
   for (int64_t i = 0; i < n; ++i) out[i] = v;
 }
 
+#define CONV_DEFINE_FINISH(T, s) \
+  VM_MULTIVERSION static void conv_add_##s(T *out, const T *more, int64_t n) { \
+    for (int64_t i = 0; i < n; ++i) out[i] += more[i]; \
+  } \
+  VM_MULTIVERSION static void conv_relu_##s(T *out, int64_t n) { \
+    for (int64_t i = 0; i < n; ++i) out[i] = out[i] < 0 ? 0 : out[i]; \
+  }
+CONV_DEFINE_FINISH(float, f32)
+CONV_DEFINE_FINISH(double, f64)
+
 #endif

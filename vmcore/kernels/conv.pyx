@@ -14,12 +14,13 @@ from libc.stdint cimport int32_t, int64_t
 
 from vmcore.blas cimport ensure_bound, gemm_rm
 from vmcore.kernels.args cimport (
-    ARG_FAIL, ArgShape, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_int_in, arg_optional_tensor,
+    ARG_FAIL, ArgShape, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_float, arg_int_in, arg_optional_tensor,
     arg_output, arg_shape_in, arg_tensor, args_bind, check_disjoint, check_out_shape, check_same_dtype,
+    check_same_shape,
 )
 from vmcore.kernels.gemm cimport (
-    GEMM_BLOCK_BYTES, GEMM_BRIEF_FLOPS, GEMM_KC, GemmEpilogue, GemmGrid, gemm_column, gemm_grid, gemm_panels,
-    gemm_slab_size, gemm_tiles, own_gemm,
+    GEMM_ACTIVATIONS, GEMM_BLOCK_BYTES, GEMM_BRIEF_FLOPS, GEMM_KC, GEMM_RELU, GemmEpilogue, GemmGrid, gemm_column,
+    gemm_grid, gemm_panels, gemm_slab_size, gemm_tiles, no_epilogue, own_gemm, set_activation,
 )
 from vmcore.kernels.window cimport (
     PLANES_MAX_SIZE, PLANES_SLACK, Planes, Window, WindowLoops, planes_layout, planes_line_size,
@@ -39,6 +40,10 @@ cdef extern from "vmcore/kernels/conv.h" nogil:
     void conv_scatter_f64(const Window* w, const double* columns, int64_t ldc, int64_t q0, int64_t n, double* out)
     void conv_fill_f32(float* out, int64_t n, float v)
     void conv_fill_f64(double* out, int64_t n, double v)
+    void conv_relu_f32(float* out, int64_t n)
+    void conv_relu_f64(double* out, int64_t n)
+    void conv_add_f32(float* out, const float* more, int64_t n)
+    void conv_add_f64(double* out, const double* more, int64_t n)
 
 args_bind(fail)
 ensure_bound()
@@ -53,7 +58,9 @@ cdef enum:
 ctypedef struct ConvJob:
     Window w
     Planes p
-    bint is_double, relu, direct, slow
+    bint is_double, direct, slow
+    bint relu  # what the loops apply themselves; `e` says what is left for _finish
+    GemmEpilogue e  # residual and activation of the products
     int64_t es, n_batch, group, cg, og  # cg, og: input and output channels of one group
     int64_t in_size, out_size, out_plane  # elements of one channel, and of one output plane
     int64_t n_bands, m_parts, n_units, pieces
@@ -85,6 +92,22 @@ cdef void _fill(bint is_double, char* out, int64_t n, double v) noexcept nogil:
         conv_fill_f32(<float*>out, n, <float>v)
 
 
+cdef void _finish(const ConvJob* job, char* out, int64_t n) noexcept nogil:
+    """Residual and activation on n finished elements of the output, for ways that have no epilogue for them."""
+    if job.e.residual != 0:
+        if job.is_double:
+            conv_add_f64(<double*>out, <const double*>(out + job.e.residual), n)
+        else:
+            conv_add_f32(<float*>out, <const float*>(out + job.e.residual), n)
+        if job.e.relu:  # the only activation that products have in their tiles
+            if job.is_double:
+                conv_relu_f64(<double*>out, n)
+            else:
+                conv_relu_f32(<float*>out, n)
+    if job.e.activation != NULL:
+        job.e.activation(out, out, n, job.e.params)
+
+
 cdef void _finish_rows(const ConvJob* job) noexcept nogil:
     """out[n, o] += bias[o], then relu: for outputs of one position, where a product has no epilogue of its own."""
     cdef int64_t n_out = job.group * job.og, i
@@ -98,6 +121,7 @@ cdef void _finish_rows(const ConvJob* job) noexcept nogil:
             (<double*>job.out)[i] = v
         else:
             (<float*>job.out)[i] = <float>v
+    _finish(job, job.out, job.n_batch * n_out)
 
 
 # ---- units of work: one image, group, output plane, band of rows and part of the output channels ---------------------
@@ -123,7 +147,6 @@ cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, in
     w = job.x + (image * job.group + g) * job.cg * job.in_size * es
     loops.fill(&job.w, &job.p, w, job.x_end, job.cg, od, oh, rows, 0.0, planes)
     w = job.weights + (g * job.og + m0) * K * es
-    e.col_bias = NULL
     q0 = c0
     while q0 < c1:
         # What is left of the plane and would be done as dot products stays with the block before it.
@@ -133,12 +156,12 @@ cdef int _gemm_unit(const ConvJob* job, int64_t image, int64_t g, int64_t od, in
         while k0 < K:
             kc = min(job.kc, K - k0)
             loops.pack(&job.p, taps, planes, job.w.out[2], q0 - oh * job.w.out[2], n, k0, k0 + kc, width, panels)
-            e.accumulate = k0 > 0
-            e.row_bias = NULL
-            e.relu = False
             if k0 + kc == K:
+                e = job.e
                 e.row_bias = job.bias
-                e.relu = job.relu
+            else:
+                no_epilogue(&e)
+            e.accumulate = k0 > 0
             gemm_panels(job.is_double, m1 - m0, n, kc, w + k0 * es, K, panels, job.out + out_at * es, job.out_size, &e,
                         g * job.og + m0, 0, slab, q0 + n == job.out_plane)
             k0 += kc
@@ -179,6 +202,7 @@ cdef int _direct_bands(const ConvJob* job, int64_t first, int64_t last, int64_t 
                 else:
                     loops.direct(&job.p, taps, planes + i * step * es, job.cg, w, _bias_at(job, channel), job.relu,
                                  rows, columns, out, line)
+                _finish(job, out, rows * columns)
                 channel += 1
             if channel == job.group * job.og:
                 channel = 0
@@ -200,6 +224,7 @@ cdef int _slow_unit(const ConvJob* job, int64_t image, int64_t g) noexcept nogil
         else:
             conv_slow_f32(&job.w, <const float*>x, job.cg, <const float*>job.weights + channel * job.K,
                           <float>_bias_at(job, channel), job.relu, <float*>out)
+        _finish(job, out, job.out_size)
     return 0
 
 
@@ -290,11 +315,8 @@ cdef void _pointwise_piece(void* ctx, int64_t unit) noexcept nogil:
     """One image and group of a window that reads one position: out[og, positions] = w[og, cg] @ x[cg, positions]."""
     cdef ConvJob* job = <ConvJob*>ctx
     cdef int64_t g = unit % job.group, es = job.es
-    cdef GemmEpilogue e
+    cdef GemmEpilogue e = job.e
     e.row_bias = job.bias + g * job.og * es if job.bias != NULL else NULL
-    e.col_bias = NULL
-    e.accumulate = False
-    e.relu = job.relu
     if own_gemm(job.is_double, False, False, job.og, job.out_size, job.cg, 1.0,
                 job.weights + g * job.og * job.cg * es, job.cg, job.x + unit * job.cg * job.in_size * es, job.in_size,
                 0.0, job.out + unit * job.og * job.out_size * es, job.out_size, &e) != 0:
@@ -393,19 +415,34 @@ cdef void _shift_axes(ConvJob* job, const ArgShape* pads, int32_t rank) noexcept
 
 
 cdef int conv(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
-    """(x, w, [bias], strides, pads, dilations, group, activation, out). Source: ONNX Conv-11; activation 1 is relu.
+    """(x, w, [bias], strides, pads, dilations, group, activation, [p0, p1, [residual]], out). Source: ONNX Conv-11.
 
-    x: (N, C, spatial), w: (O, C / group, kernel), bias: (O,), out: (N, O, spatial). pads: begins, then ends.
+    x: (N, C, spatial), w: (O, C / group, kernel), bias: (O,), out: (N, O, spatial). pads: begins, then ends. The
+    residual, of the shape of out, is added before the activation, whose number (gemm.h) has up to two parameters;
+    these three arguments are there together or not at all.
     """
-    cdef ArgTensor x, w, bias, out
+    cdef ArgTensor x, w, bias, residual, out
+    cdef bint extended = n_args == 12, has_residual = False
+    cdef double p0 = 0, p1 = 0
     cdef ArgShape pads
     cdef ConvJob job
     cdef int64_t activation = 0, room
     cdef int64_t expected[5]
     cdef int32_t rank, d, a
-    if arg_count(b"conv", n_args, 9) or _conv_args(b"conv", args, &job, &x, &w, &bias, &out, 3, 6, 8, &pads) \
-            or arg_int_in(b"conv", args, 7, 0, 1, &activation):
+    if (not extended and arg_count(b"conv", n_args, 9)) \
+            or _conv_args(b"conv", args, &job, &x, &w, &bias, &out, 3, 6, n_args - 1, &pads) \
+            or arg_int_in(b"conv", args, 7, 0, GEMM_ACTIVATIONS - 1 if extended else GEMM_RELU, &activation):
         return -1
+    if extended and (arg_float(b"conv", args, 8, &p0) or arg_float(b"conv", args, 9, &p1)
+                     or arg_optional_tensor(b"conv", args, 10, &residual, &has_residual)):
+        return -1
+    no_epilogue(&job.e)
+    set_activation(&job.e, job.is_double, activation, p0, p1)
+    if has_residual:
+        if check_same_dtype(b"conv", &residual, &out) or check_same_shape(b"conv", &residual, &out) \
+                or check_disjoint(b"conv", &residual, &out):
+            return -1
+        job.e.residual = residual.data - out.data
     rank = x.ndim - 2
     if x.shape[1] % job.group or w.shape[1] != x.shape[1] // job.group or w.shape[0] % job.group:
         return ARG_FAIL(ERR_SHAPE, b"conv: %lld channels do not fit weights (%lld, %lld, ...) in %lld groups",
@@ -434,7 +471,7 @@ cdef int conv(void* self, const Value* args, int32_t n_args, Value* ret) noexcep
     job.out_plane = job.w.out[1] * job.w.out[2]
     job.out_size = job.w.out[0] * job.out_plane
     job.K = job.cg * job.w.kernel[0] * job.w.kernel[1] * job.w.kernel[2]
-    job.relu = activation == 1
+    job.relu = activation == GEMM_RELU and job.e.residual == 0
     _run(&job)
     if job.failed:
         return fail(ERR_ALLOC, b"conv: no memory for the packed input")
@@ -525,6 +562,7 @@ cdef int conv_transpose(void* self, const Value* args, int32_t n_args, Value* re
     job.out_size = job.w.out[0] * job.w.out[1] * job.w.out[2]
     job.K = job.w.kernel[0] * job.w.kernel[1] * job.w.kernel[2]
     job.relu = False
+    no_epilogue(&job.e)
     job.failed = 0
     threads = thread_count()
     n_units = job.n_batch * job.group

@@ -9,8 +9,20 @@ typedef struct GemmEpilogue {
   const void *row_bias; /* one element per row of C, or NULL */
   const void *col_bias; /* one element per column of C, or NULL */
   int accumulate;       /* add what C holds */
+  int64_t residual;     /* bytes from each element of C to another one that is added, or 0; C itself cannot be meant */
   int relu;             /* negative to zero; NaN stays */
+  /* Applied to finished rows of a tile strip, still in cache; or NULL. */
+  void (*activation)(const void *x, void *y, int64_t n, const double *params);
+  double params[2];
 } GemmEpilogue;
+
+/* Activations by the number that programs hold: append only. Each takes up to two parameters. */
+enum {
+  GEMM_NONE, GEMM_RELU, GEMM_CLIP, GEMM_SIGMOID, GEMM_SILU, GEMM_GELU, GEMM_GELU_TANH, GEMM_HARD_SWISH, GEMM_LEAKY_RELU,
+  GEMM_TANH, GEMM_HARD_SIGMOID, GEMM_ACTIVATIONS
+};
+
+#define GEMM_PACKED_BYTES 128 /* columns of a matrix packed for good lie together in rows of this size, on any machine */
 
 /* C[M, V vectors] from A (row-major, read in place) and rows of B that lie ldb elements apart. */
 typedef void (*GemmTile)(int64_t K, const void *a, int64_t lda, const void *b, int64_t ldb, void *c, int64_t ldc,

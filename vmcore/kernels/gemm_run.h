@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "vmcore/kernels/elementwise_ops.h"
 #include "vmcore/kernels/gemm.h"
 #include "vmcore/kernels/simd.h"
 
@@ -83,6 +84,17 @@ static inline int gemm_stride_clashes(int64_t lda, int64_t es) { return (lda * e
 static inline int64_t gemm_slab_stride(int64_t kc) { return (kc + 15) / 16 * 16 + 16; }
 static inline int64_t gemm_slab_bytes(int64_t kc, int64_t es) { return GEMM_MAX_ROWS * gemm_slab_stride(kc) * es; }
 
+/* The loop of an activation, NULL for none and relu, which the tiles do. */
+static void *gemm_activation(const void *unary_ops, int64_t activation, int is_double) {
+  static const uint8_t rows[GEMM_ACTIVATIONS] = {
+      [GEMM_CLIP] = U_clip, [GEMM_SIGMOID] = U_sigmoid, [GEMM_SILU] = U_silu, [GEMM_GELU] = U_gelu,
+      [GEMM_GELU_TANH] = U_gelu_tanh, [GEMM_HARD_SWISH] = U_hard_swish, [GEMM_LEAKY_RELU] = U_leaky_relu,
+      [GEMM_TANH] = U_tanh, [GEMM_HARD_SIGMOID] = U_hard_sigmoid,
+  };
+  if (activation <= GEMM_RELU || activation >= GEMM_ACTIVATIONS) return NULL;
+  return (void *)((const UnaryOp *)unary_ops)[rows[activation]].loop[is_double ? K_F64 : K_F32];
+}
+
 /* One tile whose columns end inside a panel: n < 2 * lanes columns of C are stored. B has whole panels. */
 static void gemm_edge_tile(const GemmTiles *t, int64_t es, int64_t rows, int64_t n, int64_t kc, const char *a,
                            int64_t lda, const char *b, int64_t ldb, char *c, int64_t ldc, const GemmEpilogue *e,
@@ -97,7 +109,21 @@ static void gemm_edge_tile(const GemmTiles *t, int64_t es, int64_t rows, int64_t
     memcpy(bias, (const char *)e->col_bias + col * es, (size_t)(n * es));
     edge.col_bias = bias;
   }
+  if (e->residual) edge.residual = edge.relu = 0; /* it lies beside C, not beside `out` */
   t->tile[rows][n > t->lanes](kc, a, lda, b, ldb, out, width, &edge, row, 0);
+  if (e->residual)
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < n; ++j) {
+        char *o = out + (i * width + j) * es;
+        const char *more = c + (i * ldc + j) * es + e->residual;
+        if (es == 4) {
+          const float v = *(float *)o + *(const float *)more;
+          *(float *)o = e->relu && v < 0 ? 0 : v;
+        } else {
+          const double v = *(double *)o + *(const double *)more;
+          *(double *)o = e->relu && v < 0 ? 0 : v;
+        }
+      }
   for (int64_t i = 0; i < rows; ++i) memcpy(c + i * ldc * es, out + i * width * es, (size_t)(n * es));
 }
 
@@ -162,6 +188,11 @@ static void gemm_block(const GemmTiles *t, int64_t es, int64_t M, int64_t n, int
       gemm_edge_tile(t, es, rows, n - j, kc, at, at_stride, bp, ldb, cm + j * es, ldc, e, row + m, col + j);
     if (n_dots)
       t->dots(rows, n_dots, kc, at, at_stride, dots, kc, cm + n * es, ldc, 1, e, row + m, col + n);
+    if (e->activation)
+      for (int64_t r = 0; r < rows; ++r) {
+        char *o = cm + r * ldc * es;
+        e->activation(o, o, n + n_dots, e->params);
+      }
     m += rows;
   }
 }
@@ -269,10 +300,37 @@ static void gemm_run(const GemmTiles *t, const GemmPlan *p, int64_t es, int tran
       int64_t kc = gemm_min(p->kc, K - k0);
       GemmEpilogue part = e;
       part.accumulate = e.accumulate || k0 > 0;
-      if (k0 + kc < K) part.row_bias = part.col_bias = NULL, part.relu = 0;
+      if (k0 + kc < K) part.row_bias = part.col_bias = NULL, part.activation = NULL, part.residual = part.relu = 0;
       gemm_pack(t, es, panels, b + (trans_b ? n0 * ldb + k0 : k0 * ldb + n0) * es, ldb, trans_b, kc, n);
       gemm_block(t, es, M, n, kc, a + (trans_a ? k0 * lda : k0) * es, lda, trans_a, alpha, panels, width,
                  kc * width * es, c + n0 * es, ldc, &part, 0, n0, slab, n0 + n == N);
+      k0 += kc;
+    } while (k0 < K);
+  }
+}
+
+/* C[M, N] = A @ B for B packed for good: [panel][K][GEMM_PACKED_BYTES], panels being `packed` columns wide. Where tiles are
+ * narrower than that, a panel is read as several that lie side by side. Odd columns are a tile
+ * like all others: threads may begin at any panel. */
+static void gemm_run_packed(const GemmTiles *t, int64_t es, int64_t M, int64_t N, int64_t K, const char *a, int64_t lda,
+                            const char *b, char *c, int64_t ldc, const GemmEpilogue *e, char *slab) {
+  const int64_t width = 2 * t->lanes, packed = GEMM_PACKED_BYTES / es, blocks = K ? (K + GEMM_KC - 1) / GEMM_KC : 1;
+  const int64_t kc_most = (K + blocks - 1) / blocks;
+  int64_t nc = packed, panel_bytes = width * es;
+  if (width == packed) {
+    nc = GEMM_BLOCK_BYTES / ((kc_most ? kc_most : 1) * es) / width * width;
+    nc = nc < width ? width : nc;
+    panel_bytes = K * GEMM_PACKED_BYTES;
+  }
+  for (int64_t n0 = 0; n0 < N; n0 += nc) {
+    int64_t n = gemm_min(nc, N - n0), k0 = 0;
+    do { /* once for K == 0 too: the epilogue still runs */
+      const int64_t kc = gemm_min(kc_most, K - k0);
+      GemmEpilogue part = *e;
+      part.accumulate = k0 > 0;
+      if (k0 + kc < K) part.row_bias = part.col_bias = NULL, part.activation = NULL, part.residual = part.relu = 0;
+      gemm_block(t, es, M, n, kc, a + k0 * es, lda, 0, 1.0, b + n0 / packed * K * GEMM_PACKED_BYTES + k0 * GEMM_PACKED_BYTES,
+                 packed, panel_bytes, c + n0 * es, ldc, &part, 0, n0, slab, 0);
       k0 += kc;
     } while (k0 < K);
   }

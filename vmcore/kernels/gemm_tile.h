@@ -45,6 +45,8 @@ typedef TILE_I TILE_NAME(ivec) __attribute__((vector_size(TILE_W * sizeof(TILE_T
     const char *a12 = a0 + 12 * lda; \
     int64_t k = 0; \
     const int64_t ahead = M * lda; \
+    if (e->residual) TILE_UNROLL for (int i = 0; i < M; ++i) TILE_UNROLL for (int j = 0; j < V; ++j) \
+      __builtin_prefetch((const char *)(c + i * ldc + TILE_W * j) + e->residual); \
     for (; k + 4 <= K; k += 4) { \
       if ((k & 15) == 0) TILE_UNROLL for (int i = 0; i < M; ++i) \
         __builtin_prefetch((const char *)TILE_ROW(i) + ahead, 0, 2); \
@@ -62,6 +64,7 @@ typedef TILE_I TILE_NAME(ivec) __attribute__((vector_size(TILE_W * sizeof(TILE_T
         if (e->accumulate) v += *o; \
         if (e->row_bias) v += ((const TILE_T *)e->row_bias)[row + i]; \
         if (e->col_bias) v += *(const TILE_NAME(vec) *)((const TILE_T *)e->col_bias + col + TILE_W * j); \
+        if (e->residual) v += *(const TILE_NAME(vec) *)((const char *)o + e->residual); \
         if (e->relu) v = (TILE_NAME(vec))((TILE_NAME(ivec))v & ~(TILE_NAME(ivec))(v < (TILE_NAME(vec)){0})); \
         *o = v; \
       } \
@@ -124,6 +127,7 @@ TILE_ATTR static void TILE_NAME(dots)(int64_t rows, int64_t n_columns, int64_t k
         if (e->accumulate) v += *o;
         if (e->row_bias) v += ((const TILE_T *)e->row_bias)[row + i + r];
         if (e->col_bias) v += ((const TILE_T *)e->col_bias)[col + j];
+        if (e->residual) v += *(const TILE_T *)((const char *)o + e->residual);
         *o = e->relu && v < 0 ? 0 : v;
       }
     }

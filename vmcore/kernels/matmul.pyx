@@ -7,7 +7,10 @@ from vmcore.blas cimport ensure_bound, gemm_rm
 from vmcore.kernels.args cimport (
     ARG_FAIL, ArgTensor, arg_count, arg_fail_one, arg_fail_pair, arg_float, arg_int_in,
     arg_optional_tensor, arg_output, arg_tensor, args_bind, check_disjoint, check_dtype, check_out_shape,
-    check_same_dtype,
+    check_same_dtype, check_same_shape,
+)
+from vmcore.kernels.gemm cimport (
+    GEMM_ACTIVATIONS, GEMM_PACKED_BYTES, GemmEpilogue, no_epilogue, packed_gemm, set_activation,
 )
 from vmcore.kernels.workspace cimport SLOT_TABLES, workspace
 from vmcore.status cimport fail
@@ -215,6 +218,66 @@ cdef int gemm(void* self, const Value* args, int32_t n_args, Value* ret) noexcep
     return 0
 
 
+cdef int matmul_packed(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
+    """(a, b, [bias], [residual], activation, p0, p1, out): activation(a @ b + bias + residual).
+
+    a: (..., K), b: (panels, K, columns) as op/dense.py packs (K, N), columns being 128 bytes; bias: (N,), residual and
+    out: (..., N). Activations are numbered in gemm.h.
+    """
+    cdef ArgTensor a, b, bias, residual, out
+    cdef bint has_bias = False, has_residual = False, is_double
+    cdef int64_t activation = 0, M = 1, N, K, columns
+    cdef double p0 = 0, p1 = 0
+    cdef int64_t expected[16]
+    cdef int32_t d
+    cdef GemmEpilogue e
+    if arg_count(b"matmul_packed", n_args, 8) or arg_tensor(b"matmul_packed", args, 0, &a) \
+            or arg_tensor(b"matmul_packed", args, 1, &b) \
+            or arg_optional_tensor(b"matmul_packed", args, 2, &bias, &has_bias) \
+            or arg_optional_tensor(b"matmul_packed", args, 3, &residual, &has_residual) \
+            or arg_int_in(b"matmul_packed", args, 4, 0, GEMM_ACTIVATIONS - 1, &activation) \
+            or arg_float(b"matmul_packed", args, 5, &p0) or arg_float(b"matmul_packed", args, 6, &p1) \
+            or arg_output(b"matmul_packed", args, 7, &out) or check_same_dtype(b"matmul_packed", &a, &b) \
+            or check_same_dtype(b"matmul_packed", &a, &out):
+        return -1
+    is_double = _kind_of(&a) == KIND_F64
+    if not is_double and _kind_of(&a) != KIND_F32:
+        return arg_fail_one(b"matmul_packed", ERR_DTYPE, b"float32 and float64 only", b"lhs", &a)
+    columns = GEMM_PACKED_BYTES // a.itemsize
+    if a.ndim < 1 or out.ndim != a.ndim or b.ndim != 3 or b.shape[2] != columns or b.shape[1] != a.shape[a.ndim - 1]:
+        return arg_fail_pair(b"matmul_packed", ERR_SHAPE, b"the packed matrix does not fit", b"lhs", &a, b"packed", &b)
+    K, N = b.shape[1], out.shape[out.ndim - 1]
+    for d in range(a.ndim - 1):
+        expected[d] = a.shape[d]
+        M *= a.shape[d]
+    expected[a.ndim - 1] = N
+    if b.shape[0] != N // columns + (N % columns != 0):
+        return arg_fail_pair(b"matmul_packed", ERR_SHAPE, b"the packed matrix has other columns", b"packed", &b, b"output",
+                             &out)
+    if check_out_shape(b"matmul_packed", &out, a.ndim, expected) or check_disjoint(b"matmul_packed", &a, &out) \
+            or check_disjoint(b"matmul_packed", &b, &out):
+        return -1
+    no_epilogue(&e)
+    if has_bias:
+        if check_same_dtype(b"matmul_packed", &bias, &out) or check_disjoint(b"matmul_packed", &bias, &out):
+            return -1
+        if bias.ndim != 1 or bias.shape[0] != N:
+            return arg_fail_pair(b"matmul_packed", ERR_SHAPE, b"bias must have one element per column", b"bias", &bias,
+                                 b"output", &out)
+        e.col_bias = bias.data
+    if has_residual:
+        if check_same_dtype(b"matmul_packed", &residual, &out) or check_same_shape(b"matmul_packed", &residual, &out) \
+                or check_disjoint(b"matmul_packed", &residual, &out):
+            return -1
+        e.residual = residual.data - out.data
+    if out.numel == 0:
+        return 0
+    set_activation(&e, is_double, activation, p0, p1)
+    if packed_gemm(is_double, M, N, K, a.data, b.data, out.data, &e) != 0:
+        return fail(ERR_ALLOC, b"matmul_packed: no memory for a copy of rows")
+    return 0
+
+
 cdef int matmul_integer(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
     """(a, b, [a_zero], [b_zero], out int32): (a - a_zero) @ (b - b_zero) of 8-bit matrices. Source: MatMulInteger-10.
 
@@ -289,12 +352,13 @@ cdef int matmul_integer(void* self, const Value* args, int32_t n_args, Value* re
     return 0
 
 
-cdef KernelEntry _table[3]
+cdef KernelEntry _table[4]
 _table[0].name, _table[0].fn, _table[0].ns_per_byte = b"kernel.matmul", matmul, 2.0
 _table[1].name, _table[1].fn, _table[1].ns_per_byte = b"kernel.gemm", gemm, 2.0
 _table[2].name, _table[2].fn, _table[2].ns_per_byte = b"kernel.matmul_integer", matmul_integer, 2.0
+_table[3].name, _table[3].fn, _table[3].ns_per_byte = b"kernel.matmul_packed", matmul_packed, 2.0
 
 
 cdef const KernelEntry* kernel_table(int* n) noexcept:
-    n[0] = 3
+    n[0] = 4
     return _table

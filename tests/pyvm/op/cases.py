@@ -214,6 +214,16 @@ case("not_equal", op.not_equal, i(9, low=0, high=1), i(9, low=0, high=1), oracle
 for _name, _onnx in {"logical_and": "And", "logical_or": "Or", "logical_xor": "Xor"}.items():
     case(_name, getattr(op, _name), b(3, 4), b(4), sym=("n,4", "4"), onnx=_onnx)
 case("where", op.where, b(3, 4), f(4), f(3, 1), sym=("n,4", "4", "n,1"), onnx="Where")
+_weights = f(5, 33)
+case(
+    "linear",
+    lambda x, r: op.linear(x, _weights, np.ones(33, np.float32), r, "leaky_relu", (0.25,)),
+    f(2, 3, 5),
+    f(2, 3, 33),
+    sym=("n,3,5", "n,3,33"),
+    oracle=lambda x, r: np.where((y := x @ _weights + 1 + r) < 0, np.float32(0.25) * y, y),
+    tolerance=5e-6,
+)
 case(
     "fused_elementwise",
     lambda x, y, c: op.fused_elementwise("mul(x0, x1); add(t0, 0.5); tanh(t1); where(x2, t2, x0)", x, y, c),

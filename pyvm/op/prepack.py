@@ -1,0 +1,53 @@
+"""Constant operands in the layout that a kernel wants: what operators declare and the pass `pack_weights` carries out.
+
+An operator that has a packer for an operand takes the packed constant too, which its attributes then name (`layout`),
+and evaluates and lowers both forms alike. Layouts do not depend on the machine that compiles: executables run anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pyvm.ir.expr import Call
+from pyvm.op.dense import PACKED_LAYOUT, pack_columns
+
+
+@dataclass(frozen=True)
+class Packer:
+    """How a constant operand is packed.
+
+    Attributes
+    ----------
+    operand : int
+        Position of the operand.
+    layout : str
+        The attribute "layout" of a call with the packed operand.
+    pack : callable
+        The packed array of an array.
+    attrs : callable
+        What the packed array does not say about the array, as attributes of the call.
+    applies : callable
+        Whether a call of the operator, whose operand is constant, gains by it.
+    """
+
+    operand: int
+    layout: str
+    pack: Callable[[np.ndarray], np.ndarray]
+    attrs: Callable[[np.ndarray], dict[str, Any]]
+    applies: Callable[[Call], bool]
+
+
+# By operator. A kernel that wants its weights in an order of its own adds a line here.
+PACKERS: dict[str, Packer] = {
+    "linear": Packer(
+        1,
+        PACKED_LAYOUT,
+        pack_columns,
+        lambda weights: {"columns": weights.shape[1]},
+        lambda call: True,
+    ),
+}

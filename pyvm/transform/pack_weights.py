@@ -1,0 +1,46 @@
+"""Weights in the order in which kernels read them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyvm.ir import Binding, Call, Constant, ExternFunc, GlobalVar, IRModule, Var, VarBinding
+from pyvm.op.prepack import PACKERS
+
+from .rewriter import Rewriter
+
+
+def pack_weights(module: IRModule) -> IRModule:
+    """Constant operands have the layout that `pyvm.op.prepack` declares; one constant is packed once.
+
+    Kernels then read them as they lie, instead of putting them in order in every call.
+    """
+    return _PackWeights(module).run()
+
+
+class _PackWeights(Rewriter):
+    def run(self) -> IRModule:
+        self._packed: dict[tuple[int, str], tuple[np.ndarray, Constant]] = {}
+        return super().run()
+
+    def visit(self, binding: Binding) -> None:
+        binding = self.remap(binding)
+        value = binding.value
+        if isinstance(value, Call) and not isinstance(value.op, (ExternFunc, GlobalVar, Var)):
+            packer = PACKERS.get(value.op.name)
+            weights = None if packer is None else value.args[packer.operand]
+            if packer is not None and isinstance(weights, Constant) and "layout" not in value.attrs:
+                if packer.applies(value):
+                    args = list(value.args)
+                    args[packer.operand] = self._pack(weights, packer.layout, packer.pack)
+                    attrs = {**value.attrs, "layout": packer.layout, **packer.attrs(weights.data)}
+                    packed = Call(value.op, args, attrs, value.struct_info, value.source)
+                    self.keep(VarBinding(binding.var, packed, binding.source))
+                    return
+        self.keep(binding)
+
+    def _pack(self, weights: Constant, layout: str, pack) -> Constant:  # type: ignore[no-untyped-def]
+        key = weights.data.__array_interface__["data"][0], f"{layout} {weights.data.shape} {weights.data.dtype}"
+        if key not in self._packed:  # the array is kept, so that its address stays its own
+            self._packed[key] = weights.data, Constant(pack(weights.data))
+        return self._packed[key][1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import vmcore.verify
 from pyvm.asm import assemble
 from pyvm.exec_builder import ExecBuilder
 from pyvm.executable import VM_FUNC, FunctionInfo, VMExecutable
+from tests.bench.verify import SHAPES, seconds
 from tests.executables import sample
 from vmcore.errors import VerifyError
 from vmcore.isa import MAX_ARGS, MAX_REGISTERS, Opcode
@@ -320,6 +322,13 @@ def test_adversarial_flow_is_bounded() -> None:
     assert (error.rule, error.function, error.pc) == ("flow-limit", "f", None)
     assert time.perf_counter() - start < 10
     assert vmcore.verify.MAX_FLOW_WORK == 2**28
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
+def test_adversarial_control_flow_takes_linear_time(shape: Callable[[int], VMExecutable]) -> None:
+    """What a tenth of the size takes, ten times, with much slack; `python -m tests.bench.verify` prints MB/s."""
+    small, large = seconds(shape(20_000)), seconds(shape(200_000))
+    assert large < 40 * small + 0.02
 
 
 def test_many_functions_with_large_frames_are_cheap() -> None:

@@ -178,6 +178,11 @@ def _params_have_info(walk: _Walk, function: Function) -> str | None:
 
 
 def _known_dtypes(info: StructInfo | None) -> str | None:
+    if isinstance(info, (TensorStructInfo, PrimStructInfo)) and info.dtype is not None:
+        try:
+            DataType(info.dtype)
+        except ValueError as error:
+            return str(error)
     if isinstance(info, TensorStructInfo) and info.dtype is not None:
         dtype = DataType(info.dtype)
         if dtype.lanes != 1 or dtype.bits % 8 or dtype.code not in (0, 1, 2, 4, 5, 6):

@@ -317,6 +317,8 @@ def _loop(node: Node) -> list[Expr]:
 def _scan(node: Node) -> list[Expr]:
     n_scanned = node.attr("num_scan_inputs")
     inputs = node.tensors()
+    if not 0 < n_scanned <= len(inputs):
+        raise node.error(f"num_scan_inputs is {n_scanned}, but there are {len(inputs)} inputs")
     carried, scanned = inputs[: len(inputs) - n_scanned], inputs[len(inputs) - n_scanned :]
     axes = [node.axis(axis, node.ndim(x)) for axis, x in zip(node.attr("scan_input_axes", [0] * n_scanned), scanned)]  # noqa: B905
     backwards = node.attr("scan_input_directions", [0] * n_scanned)

@@ -10,12 +10,8 @@ _NO_RESIZE = "Resize with antialias, exclude_outside or tf_crop_and_resize has n
 _RANDOM = "Dropout in training mode draws random numbers; pyvm is for inference (2026-11)"
 _ALIGN = "the case divides by the unrounded size; ONNX Runtime and the formula in the text use the real one (2026-11)"
 _OLD_SCAN = "Scan of opset 8 has a batch dimension, which the loop does not have; opset 9 removed it (2026-11)"
-_BFLOAT16 = "constants of bfloat16 cannot be stored in an executable (2026-11)"
 
 EXCLUSIONS: dict[str, str] = {
-    "test_attention_*_bf16": _BFLOAT16,
-    "test_attention_*_bf16_expanded": _BFLOAT16,
-    "test_celu_bfloat16_expanded": _BFLOAT16,
     "test_resize_*_antialias": _NO_RESIZE,
     "test_resize_*_exclude_outside": _NO_RESIZE,
     "test_resize_downsample_scales_cubic_align_corners": _ALIGN,

@@ -11,6 +11,7 @@ import pyvm
 from pyvm import op
 from pyvm.ir import BlockBuilder, Expr, IRModule, SymVar, TensorStructInfo, Tuple, Var, check_well_formed, parse
 from pyvm.transform import DEFAULT_PIPELINE, fuse_elementwise
+from pyvm.transform.fuse_elementwise import LEAST_SAVED
 from tests.ir_evaluator import run_module
 from tests.ir_text import build, expect, tensor
 
@@ -108,7 +109,7 @@ def test_masks_types_and_what_has_no_step() -> None:
         j = bb.emit(op.neg(bb.emit(op.div(i, i), "i1")), "i2")
         return bb.emit(Tuple([bb.emit(op.mul(x, d), "r"), e, j]), "t")
 
-    infos = {"x": tensor(N, 4), "m": tensor(4, dtype="bool"), "h": tensor(4, dtype="float16")}
+    infos = {"x": tensor(N, 4), "m": tensor(N, 4, dtype="bool"), "h": tensor(4, dtype="float16")}
     module = build(body, **infos, i=tensor(4, dtype="int32"))
     expect(
         fused(module),
@@ -127,6 +128,21 @@ where(x0, 0.0, -inf, of=float32); add(t1, t2)")
             return out
         """,
     )
+
+
+def test_small_chains_stay_apart() -> None:
+    """Up to a size, decoding the program costs more than the passes over memory that it saves."""
+
+    def body(bb, x):
+        return bb.emit(op.exp(bb.emit(op.neg(bb.emit(op.add(x, x), "a")), "b")), "c")
+
+    def is_fused(module) -> bool:
+        return "fused_elementwise" in str(fused(module))
+
+    assert not is_fused(build(body, x=tensor(16)))
+    assert not is_fused(build(body, x=tensor(LEAST_SAVED // 2 - 1)))
+    assert is_fused(build(body, x=tensor(LEAST_SAVED // 2)))
+    assert is_fused(build(body, x=tensor(N)))
 
 
 def test_operators_do_not_move_where_that_needs_memory() -> None:

@@ -252,8 +252,9 @@ cdef int matmul_packed(void* self, const Value* args, int32_t n_args, Value* ret
         M *= a.shape[d]
     expected[a.ndim - 1] = N
     if b.shape[0] != N // columns + (N % columns != 0):
-        return arg_fail_pair(b"matmul_packed", ERR_SHAPE, b"the packed matrix has other columns", b"packed", &b, b"output",
-                             &out)
+        return arg_fail_pair(
+            b"matmul_packed", ERR_SHAPE, b"the packed matrix has other columns", b"packed", &b, b"output", &out
+        )
     if check_out_shape(b"matmul_packed", &out, a.ndim, expected) or check_disjoint(b"matmul_packed", &a, &out) \
             or check_disjoint(b"matmul_packed", &b, &out):
         return -1

@@ -12,12 +12,12 @@ static inline int data_is_aligned(const void *data, int64_t nbytes) {
   return nbytes == 0 || ((uintptr_t)data & (FOREIGN_ALIGNMENT - 1)) == 0;
 }
 
-/* Has a bit of FOREIGN_ALIGNMENT - 1 set when a kernel of a library must not get `v` as it is: a misaligned tensor, or
- * an object of another kind. Adds the bytes of a tensor to *nbytes. */
-static inline uintptr_t foreign_argument(const Value *v, int64_t *nbytes) {
-  if (VM_UNLIKELY(v->tag != VT_TENSOR)) return value_is_object(v);
-  *nbytes += ((const TensorObj *)value_ptr(v))->nbytes;
-  return (uintptr_t)((const TensorObj *)value_ptr(v))->dl.data;
+/* Has a bit of FOREIGN_ALIGNMENT - 1 set when a kernel of a library must not get the value of these words as it is: a
+ * misaligned tensor, or an object of another kind. Adds the bytes of a tensor to *nbytes. */
+static inline uintptr_t foreign_argument(uint64_t tag, int64_t bits, int64_t *nbytes) {
+  if (VM_UNLIKELY(tag != VT_TENSOR)) return (int32_t)tag >= VT_OBJECT;
+  *nbytes += ((const TensorObj *)bits)->nbytes;
+  return (uintptr_t)((const TensorObj *)bits)->dl.data;
 }
 
 /* A tensor that a kernel must not write, which it does with its last argument. */

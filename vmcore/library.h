@@ -393,7 +393,7 @@ static int library_call(void *self, const Value *args, int32_t n, Value *ret) {
   uintptr_t look = 0;
   int64_t nbytes = 0;
   int status;
-  for (int32_t i = 0; i < n; ++i) look |= foreign_argument(&args[i], &nbytes);
+  for (int32_t i = 0; i < n; ++i) look |= foreign_argument(args[i].tag, args[i].bits, &nbytes);
   if (VM_UNLIKELY(look & (FOREIGN_ALIGNMENT - 1)) || VM_UNLIKELY(n && foreign_is_read_only(&args[n - 1])))
     status = library_call_checked(f, args, n, ret);
   else

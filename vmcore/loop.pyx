@@ -303,7 +303,7 @@ cdef extern from "vmcore/foreign.h" nogil:
         PackedFn fn
     int value_align(Value* v, int depth)
     bint value_may_return(const Value* v)
-    uintptr_t foreign_argument(const Value* v, int64_t* nbytes)
+    uintptr_t foreign_argument(uint64_t tag, int64_t bits, int64_t* nbytes)
     bint foreign_is_read_only(const Value* v)
     int foreign_result(const LibraryFunction* f, Value* ret, int (*sink)(int kind, const char* message) noexcept nogil)
 
@@ -567,8 +567,12 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             nbytes = 0
             for k in range(n):
                 v = <Value*>operand_at(base, literals, site.args[k])
-                value_copy(&args[k], v)
-                nbytes += vm_tensor_bytes(v)
+                tag = v.tag
+                bits = v.bits
+                args[k].tag = tag  # two words, as value_copy; here they are also looked at
+                args[k].bits = bits
+                if tag == VT_TENSOR:
+                    nbytes += (<TensorObj*>bits).nbytes
             cx.budget_ns -= KERNEL_NS + (nbytes >> 10) * site.weight
             if cx.budget_ns <= 0 and poll(cx) != 0:
                 break
@@ -583,15 +587,21 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             look = 0
             for k in range(n):
                 v = <Value*>operand_at(base, literals, site.args[k])
-                value_copy(&args[k], v)
-                look |= foreign_argument(v, &nbytes)
+                tag = v.tag
+                bits = v.bits
+                args[k].tag = tag
+                args[k].bits = bits
+                look |= foreign_argument(tag, bits, &nbytes)
             cx.budget_ns -= KERNEL_NS + (nbytes >> 10) * site.weight
             if cx.budget_ns <= 0 and poll(cx) != 0:
                 break
             if likely(look & (FOREIGN_ALIGNMENT - 1) == 0 and not foreign_is_read_only(v)):
                 if (<LibraryFunction*>site.self).fn(NULL, args, n, &ret) != 0:
                     break
-                if not likely(ret.tag == VT_NONE) and foreign_result(<LibraryFunction*>site.self, &ret, fail) != 0:
+                if likely(ret.tag == VT_NONE and pc.a < 0):  # as kernels do
+                    pc += 1
+                    continue
+                if foreign_result(<LibraryFunction*>site.self, &ret, fail) != 0:
                     break
             elif site.fn(site.self, args, n, &ret) != 0:
                 break

@@ -15,6 +15,10 @@ class BoundFunction:
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
+@final
+class ProgramOwner:
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
+
 @disjoint_base
 class Machine:
     executable: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyvm
 from pyvm.exec_builder import ExecBuilder
 from pyvm.vm import VirtualMachine
+from tests import ROOT
 from vmcore.types import DataType, Shape
 
 
@@ -59,12 +61,17 @@ def share(folder: Path, method: str, n_workers: int, megabytes: int) -> list[tup
     expected = weights_file(path, megabytes)
     context = multiprocessing.get_context(method)
     pipes, workers = [], []
-    for _ in range(n_workers):
-        ours, theirs = context.Pipe()
-        worker = context.Process(target=_worker, args=(str(path), expected.tobytes(), theirs))
-        worker.start()
-        pipes.append(ours)
-        workers.append(worker)
+    before = list(sys.path)
+    sys.path.append(str(ROOT))  # spawned workers look for this file there; last, so that they find pyvm where we did
+    try:
+        for _ in range(n_workers):
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=_worker, args=(str(path), expected.tobytes(), theirs))
+            worker.start()
+            pipes.append(ours)
+            workers.append(worker)
+    finally:
+        sys.path[:] = before
     for pipe in pipes:
         pipe.send(megabytes * 250)
     assert all([pipe.recv() for pipe in pipes]), "a worker computed something else"

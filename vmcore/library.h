@@ -372,10 +372,12 @@ __attribute__((noinline)) static int library_call_bounced(const LibraryFunction 
   return status;
 }
 
-/* Arguments that are not all aligned tensors and plain values: refused, or replaced where that is needed. */
-__attribute__((noinline)) static int library_call_checked(const LibraryFunction *f, const Value *args, int32_t n,
-                                                         Value *ret) {
-  int bounce = 0;
+/* The PackedFunc of a library kernel. Library code takes the pointer of any object but a tensor for a DLTensor, so no
+ * other object is ever passed; tensors are passed aligned. The loop calls `fn` itself where one look at the arguments
+ * (`foreign_argument`) shows that none needs this. */
+static int library_call(void *self, const Value *args, int32_t n, Value *ret) {
+  const LibraryFunction *f = (const LibraryFunction *)self;
+  int bounce = 0, status;
   for (int32_t i = 0; i < n; ++i) {
     int how = library_argument(&args[i], i == n - 1);
     if (how < 0)
@@ -383,23 +385,8 @@ __attribute__((noinline)) static int library_call_checked(const LibraryFunction 
                          f->name, i, value_kind_name(&args[i]));
     bounce |= how;
   }
-  return bounce ? library_call_bounced(f, args, n, ret) : f->fn(NULL, args, n, ret);
-}
-
-/* The PackedFunc of a library kernel. Library code takes the pointer of any object but a tensor for a DLTensor, so no
- * other object is ever passed; tensors are passed aligned. */
-static int library_call(void *self, const Value *args, int32_t n, Value *ret) {
-  const LibraryFunction *f = (const LibraryFunction *)self;
-  uintptr_t look = 0;
-  int64_t nbytes = 0;
-  int status;
-  for (int32_t i = 0; i < n; ++i) look |= foreign_argument(args[i].tag, args[i].bits, &nbytes);
-  if (VM_UNLIKELY(look & (FOREIGN_ALIGNMENT - 1)) || VM_UNLIKELY(n && foreign_is_read_only(&args[n - 1])))
-    status = library_call_checked(f, args, n, ret);
-  else
-    status = f->fn(NULL, args, n, ret);
-  if (status != 0) return -1;
-  return VM_LIKELY(value_type(ret) == VT_NONE) ? 0 : foreign_result(f, ret, host.fail);
+  status = bounce ? library_call_bounced(f, args, n, ret) : f->fn(NULL, args, n, ret);
+  return status == 0 ? foreign_result(f, ret, host.fail) : -1;
 }
 
 #endif

@@ -61,11 +61,10 @@ cdef extern from *:
     static inline int64_t vm_tensor_bytes(const Value *v) {
       return v->tag == VT_TENSOR ? ((const TensorObj *)value_ptr(v))->nbytes : 0;
     }
-    /* Estimated run time of a kernel, from the bytes of its arguments. */
-    static inline int64_t vm_kernel_ns(const Value *args, int32_t n, int32_t weight) {
+    static inline int64_t vm_bytes(const Value *args, int32_t n) {
       int64_t bytes = 0;
       for (int32_t i = 0; i < n; ++i) bytes += vm_tensor_bytes(args + i);
-      return KERNEL_NS + (bytes >> 10) * weight;
+      return bytes;
     }
     """
     int64_t CALL_NS, KERNEL_NS
@@ -78,7 +77,7 @@ cdef extern from *:
     int MAX_NATIVE_DEPTH
     bint vm_is_main_thread() nogil
     int64_t vm_tensor_bytes(const Value* v) nogil
-    int64_t vm_kernel_ns(const Value* args, int32_t n, int32_t weight) nogil
+    int64_t vm_bytes(const Value* args, int32_t n) nogil
 
 # call_python needs the GIL and reports by return value; the loop holds the GIL when it calls it.
 ctypedef int (*PythonCall)(void* callable, const Value* args, int32_t n_args, Value* ret) noexcept nogil
@@ -142,23 +141,15 @@ cdef inline bint deadline_passed() noexcept nogil:
     return vm_deadline_ns != 0 and now_ns() > vm_deadline_ns
 
 
-cdef inline int before_kernel(Context* cx, CallSite* site, const Value* args) noexcept nogil:
-    """Spends the budget of this invocation on a kernel; polls when it is used up."""
-    cx.budget_ns -= vm_kernel_ns(args, site.n_args, site.weight)
+cdef inline int spend(Context* cx, int64_t ns) noexcept nogil:
+    """Takes estimated work from the budget of this invocation; polls when it is used up."""
+    cx.budget_ns -= ns
     return poll(cx) if cx.budget_ns <= 0 else 0
 
 
-cdef inline int before_direct(Context* cx, CallSite* site, const Value* out) noexcept nogil:
-    """The same for a kernel whose output, its last operand, is its largest."""
-    cdef int64_t nbytes = vm_tensor_bytes(out)
-    cx.budget_ns -= KERNEL_NS + (nbytes >> 9) * site.weight
-    return poll(cx) if cx.budget_ns <= 0 else 0
-
-
-cdef inline int before_call(Context* cx) noexcept nogil:
-    """The same for a backward jump, or a call between VM functions."""
-    cx.budget_ns -= CALL_NS
-    return poll(cx) if cx.budget_ns <= 0 else 0
+cdef inline int64_t kernel_ns(const CallSite* site, int64_t nbytes) noexcept nogil:
+    """Estimated run time of a kernel whose tensor arguments have `nbytes` bytes together."""
+    return KERNEL_NS + (nbytes >> 10) * site.weight
 
 
 cdef int invoke(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept nogil:
@@ -407,7 +398,7 @@ cdef int call_native(Context* cx, VmFunc* func, Value* params, Value* out) noexc
         cx.top = params + func.n_regs
         vm_native_depth += 1
         cx.native_depth += 1
-        if cx.gil_mode == GIL_AUTO and vm_kernel_ns(params, func.n_params, 1024) >= BUDGET_NS:
+        if cx.gil_mode == GIL_AUTO and KERNEL_NS + vm_bytes(params, func.n_params) >= BUDGET_NS:
             drop_gil(cx)
         status = run_native(cx, func, params, out)
         cx.native_depth -= 1
@@ -447,7 +438,7 @@ cdef int enter_native(
     cdef Value* params = base + func.n_regs
     if mine + 1 >= cx.frames_end or params + site.callee.n_regs > cx.stack_end:
         return recursion_error()
-    if before_call(cx) != 0:
+    if spend(cx, CALL_NS) != 0:
         return -1
     if push_args(cx, site, pc.n, base, params) != 0:
         return -1
@@ -484,7 +475,7 @@ cdef int call_nested(Context* cx, ClosureObj* closure, const Value* args, int32_
         )
     if cx.frame >= cx.frames_end or params + callee.n_regs > cx.stack_end:
         return recursion_error()
-    if before_call(cx) != 0:
+    if spend(cx, CALL_NS) != 0:
         return -1
     for i in range(n):
         value_retain(&args[i])
@@ -573,8 +564,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
                 args[k].bits = bits
                 if tag == VT_TENSOR:
                     nbytes += (<TensorObj*>bits).nbytes
-            cx.budget_ns -= KERNEL_NS + (nbytes >> 10) * site.weight
-            if cx.budget_ns <= 0 and poll(cx) != 0:
+            if spend(cx, kernel_ns(site, nbytes)) != 0:
                 break
             if site.fn(site.self, args, n, &ret) != 0:
                 break
@@ -592,8 +582,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
                 args[k].tag = tag
                 args[k].bits = bits
                 look |= foreign_argument(tag, bits, &nbytes)
-            cx.budget_ns -= KERNEL_NS + (nbytes >> 10) * site.weight
-            if cx.budget_ns <= 0 and poll(cx) != 0:
+            if spend(cx, kernel_ns(site, nbytes)) != 0:
                 break
             if likely(look & (FOREIGN_ALIGNMENT - 1) == 0 and not foreign_is_read_only(v)):
                 if (<LibraryFunction*>site.self).fn(NULL, args, n, &ret) != 0:
@@ -615,7 +604,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
         elif pc.op == I_DIRECT_3:
             site = <CallSite*>pc.p
             v = reg_at(base, site.args[2])
-            if before_direct(cx, site, v) != 0:
+            if spend(cx, kernel_ns(site, 2 * vm_tensor_bytes(v))) != 0:  # the output is the largest operand
                 break
             if site.direct3(
                 operand_at(base, literals, site.args[0]), operand_at(base, literals, site.args[1]), v
@@ -625,7 +614,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
         elif pc.op == I_DIRECT_2:
             site = <CallSite*>pc.p
             v = reg_at(base, site.args[1])
-            if before_direct(cx, site, v) != 0:
+            if spend(cx, kernel_ns(site, 2 * vm_tensor_bytes(v))) != 0:
                 break
             if site.direct2(operand_at(base, literals, site.args[0]), v) != 0:
                 break
@@ -654,7 +643,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
         elif pc.op == I_GOTO:
             pc = <Insn*>(<char*>pc + pc.b)
         elif pc.op == I_GOTO_BACK:
-            if before_call(cx) != 0:
+            if spend(cx, CALL_NS) != 0:
                 break
             pc = <Insn*>(<char*>pc + pc.b)
         elif pc.op == I_CALL_VM:
@@ -664,7 +653,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             if fr == cx.frames_end or next_base + callee.n_regs > cx.stack_end:
                 recursion_error()
                 break
-            if before_call(cx) != 0:
+            if spend(cx, CALL_NS) != 0:
                 break
             if push_args(cx, site, pc.n, base, next_base) != 0:
                 break
@@ -759,7 +748,7 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
                 if fr == cx.frames_end or next_base + callee.n_regs > cx.stack_end:
                     recursion_error()
                     break
-                if before_call(cx) != 0:
+                if spend(cx, CALL_NS) != 0:
                     break
                 if push_closure_args(cx, site, closure, base, next_base) != 0:
                     break
@@ -931,12 +920,12 @@ cdef int call_plain(
             if (<PythonCall>call_python)(site.self, args, site.n_args, ret) != 0:
                 return fail(ERR_PYTHON, "")
             return 0
-        if site.weight != 0 and before_kernel(cx, site, args) != 0:
+        if site.weight != 0 and spend(cx, kernel_ns(site, vm_bytes(args, site.n_args))) != 0:
             return -1
         return site.fn(site.self, args, site.n_args, ret)
     if mine + 1 >= cx.frames_end or params + site.callee.n_regs > cx.stack_end:
         return recursion_error()
-    if before_call(cx) != 0:
+    if spend(cx, CALL_NS) != 0:
         return -1
     for k in range(site.n_args):
         value_retain(&args[k])

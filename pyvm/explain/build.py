@@ -13,7 +13,7 @@ from vmcore.errors import ArgumentValueError, VMError
 from vmcore.isa import format_instruction, register_name
 
 from . import sizes
-from .analysis import FunctionFacts, Program, Step, names_of_plan
+from .analysis import Program
 from .costs import (
     CONTROL,
     ELEMENTWISE,
@@ -27,6 +27,7 @@ from .costs import (
     work_of_call,
     work_of_kernel,
 )
+from .facts import FunctionFacts, Step, names_of_plan
 from .memory import find_buffers
 from .model import ArenaPlan, Explanation, FunctionExplanation, Instruction, Operand
 from .values import Arg, ScalarValue, TensorValue, Value

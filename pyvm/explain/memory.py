@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from . import sizes
-from .analysis import FunctionFacts, Step
 from .costs import Work
+from .facts import FunctionFacts, Step
 from .model import Buffer, MemoryFigures, Storage
 
 if TYPE_CHECKING:

@@ -1,84 +1,27 @@
 """Expressions of a Python function: evaluated while they are read, or made part of the program."""
-
 from __future__ import annotations
 
 import ast
 import builtins
-import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from pyvm import op
-from pyvm.ir import (
-    Call,
-    CallableStructInfo,
-    Expr,
-    GlobalVar,
-    If,
-    ObjectStructInfo,
-    PrimExpr,
-    PrimStructInfo,
-    StructInfo,
-    SymVar,
-    TensorStructInfo,
-    TupleStructInfo,
-    Var,
-    expr,
-    substitute_struct_info,
-    sym_max,
-    sym_min,
-)
-from pyvm.ir.builder import match_symbols
-from pyvm.ir.rules import contradict
+from pyvm.ir import Expr, PrimExpr, StructInfo, TensorStructInfo, Var
 from vmcore.errors import CompileError, FrontendError
 
+from . import branches, calls
 from .annotations import struct_info_of
-from .decorator import PythonFunction, call_dps_packed, call_packed
-from .operators import Method, Operators, conjunction, disjunction
+from .operators import Operators, conjunction
 from .source import Source, assigned
-from .values import (
-    Condition,
-    Emitter,
-    Fields,
-    LocalFunction,
-    Slot,
-    Undefined,
-    Value,
-    absolute,
-    describe,
-    difference,
-    flatten,
-    is_integer,
-    is_known,
-    join,
-    same_value,
-    unflatten,
-)
+from .values import Condition, Emitter, Env, Fields, Inline, LocalFunction, Range, Undefined, Value, describe, is_known
 
 if TYPE_CHECKING:
     from .program import ProgramBuilder
 
-Env = dict[str, Value]
 _PLACE = "    at "
-
-
-class Range:
-    """`range(...)` with bounds of run time."""
-
-    def __init__(self, start: Value, stop: Value, step: int) -> None:
-        self.start, self.stop, self.step = start, stop, step
-
-
-class Inline:
-    """A lambda, whose body is read where it is called."""
-
-    def __init__(self, node: ast.Lambda, env: Env) -> None:
-        self.node, self.env = node, env
 
 
 class Expressions:
@@ -267,119 +210,15 @@ class Expressions:
                 value = self.eval(right, env)
                 continue
             rest = ast.BoolOp(node.op, node.values[index:]) if index < len(node.values) - 1 else right
-            return self._short_circuit(is_and, value, truth, rest, env)
+            return branches.short_circuit(self, is_and, value, truth, rest, env)
         return value
-
-    def _short_circuit(self, is_and: bool, left: Value, truth: Expr, right: ast.expr, env: Env) -> Value:
-        """The right side is computed only where the left one does not decide."""
-        bb, emitter = self.emitter.bb, self.emitter
-        symbols = set(emitter.symbols)
-        bb.open_scope()
-        value = self.eval(right, env)
-        blocks = bb.close_scope(0)
-        emitter.symbols = symbols
-        if not any(block.bindings for block in blocks.blocks):
-            if isinstance(left, Condition) and isinstance(value, Condition):
-                return (conjunction if is_and else disjunction)(left, value)
-            known = emitter.truth(value)
-            if isinstance(known, bool):
-                return (left if known == is_and else known) if not isinstance(left, PrimExpr) else known
-        bb.open_scope()
-        for binding in blocks.bindings():
-            bb.emit_binding(binding)
-        other = bb.close_scope(self._bool_tensor(value))
-        bb.open_scope()
-        decided = bb.close_scope(emitter.tensor(not is_and))
-        branches = (other, decided) if is_and else (decided, other)
-        info = TensorStructInfo((), "bool")
-        return emitter.value(If(truth, *branches, info))
-
-    def _bool_tensor(self, value: Value) -> Expr:
-        """The truth of a value as a bool tensor without axes."""
-        if isinstance(value, Condition):
-            return self.emitter.tensor(value)
-        truth = self.emitter.truth(value)
-        if isinstance(truth, bool):
-            return self.emitter.tensor(truth)
-        if not isinstance(truth.struct_info, TensorStructInfo):
-            if isinstance(value, PrimExpr):
-                return self.emitter.tensor(Condition(absolute(value)))  # type: ignore[arg-type]
-            raise FrontendError(f"{describe(value)} has no truth value here")
-        bb = self.emitter.bb
-        if truth.struct_info.dtype != "bool":
-            truth = bb.emit(op.cast(truth, "bool"))
-        return truth if truth.struct_info.ndim == 0 else bb.emit(op.reshape(truth, ()))  # type: ignore[union-attr]
 
     def _eval_IfExp(self, node: ast.IfExp, env: Env) -> Value:
         truth = self.emitter.truth(self.eval(node.test, env))
         if isinstance(truth, bool):
             return self.eval(node.body if truth else node.orelse, env)
-        first, second = (self.branch(partial(self.eval, part, env)) for part in (node.body, node.orelse))
-        return self.meet(truth, [first, second], [("the value", first[0], second[0])])[0]
-
-    # --- branches
-
-    def branch(self, read: Callable[[], Value]) -> tuple[Value, Any, set[SymVar]]:
-        """What `read` returns, the bindings that it makes, and the symbols that are defined outside."""
-        emitter = self.emitter
-        outside = set(emitter.symbols)
-        emitter.bb.open_scope()
-        value = read()
-        sequence = emitter.bb.close_scope(0)
-        emitter.symbols = set(outside)
-        return value, sequence, outside
-
-    def meet(
-        self, cond: Expr, branches: list[tuple[Value, Any, set[SymVar]]], names: list[tuple[str, Value, Value]]
-    ) -> list[Value]:
-        """Emits an If of two branches; returns what each of (name, value in the first, in the second) is after it."""
-        bb, emitter = self.emitter.bb, self.emitter
-        outside = branches[0][2]
-        slots: list[Slot] = []
-        leaves: tuple[list[Value], list[Value]] = ([], [])
-        plans: list[tuple[Any, list[int | None], list[Value]]] = []
-        for name, first, second in names:
-            (a, tree), (b, other) = flatten(first), flatten(second)
-            if tree != other:
-                raise FrontendError(f"{name} is {describe(first)} on one path and {describe(second)} on another")
-            places: list[int | None] = []
-            for left, right in zip(a, b, strict=True):
-                if same_value(left, right):
-                    places.append(None)
-                    continue
-                slot = join(
-                    emitter.hidden(emitter.slot(left), outside), emitter.hidden(emitter.slot(right), outside), name
-                )
-                places.append(len(slots))
-                slots.append(slot)
-                leaves[0].append(left)
-                leaves[1].append(right)
-            plans.append((tree, places, a))
-        infos = [slot.struct_info() for slot in slots]
-        ends = []
-        for (_, sequence, _), values in zip(branches, leaves, strict=True):
-            bb.open_scope()
-            for binding in sequence.bindings():
-                bb.emit_binding(binding)
-            put = [emitter.put(value, slot) for value, slot in zip(values, slots, strict=True)]
-            ends.append(bb.close_scope(put[0] if len(put) == 1 else bb.emit(expr.Tuple(put)) if put else 0))
-        info = infos[0] if len(infos) == 1 else TupleStructInfo(infos) if infos else PrimStructInfo("int64")
-        if not slots and not any(block.bindings for end in ends for block in end.blocks):
-            result: Expr | None = None
-        else:
-            result = bb.emit(If(cond, ends[0], ends[1], info))
-        after: list[Value] = []
-        for (name, _, _), (tree, places, known) in zip(names, plans, strict=True):
-            values = []
-            for place, same in zip(places, known, strict=True):
-                if place is None:
-                    values.append(same)
-                    continue
-                assert result is not None
-                one = result if len(slots) == 1 else expr.TupleGetItem(result, place)
-                values.append(emitter.take(one, slots[place], name if name.isidentifier() else "d"))
-            after.append(unflatten(values, tree))
-        return after
+        first, second = (branches.branch(self, partial(self.eval, part, env)) for part in (node.body, node.orelse))
+        return branches.meet(self, truth, [first, second], [("the value", first[0], second[0])])[0]
 
     # --- sequences and comprehensions
 
@@ -454,159 +293,7 @@ class Expressions:
     # --- calls
 
     def _eval_Call(self, node: ast.Call, env: Env) -> Value:
-        return self.emitter.value(self.call(node, env))
-
-    def call(self, node: ast.Call, env: Env) -> Value:
-        """The result of a call as it is: tuples and integers are not taken apart."""
-        callee = self.eval(node.func, env)
-        if callee is call_packed or callee is call_dps_packed:
-            return self._call_packed(node, callee, env)
-        args = self._items(node.args, env)
-        kwargs: dict[str, Value] = {}
-        for keyword in node.keywords:
-            value = self.eval(keyword.value, env)
-            if keyword.arg is None:
-                kwargs.update(value)
-            else:
-                kwargs[keyword.arg] = value
-        return self.apply(callee, args, kwargs)
-
-    def apply(self, callee: Value, args: list[Value], kwargs: dict[str, Value]) -> Value:
-        """callee(*args, **kwargs)."""
-        try:
-            special = _BUILTINS.get(callee)
-        except TypeError:
-            special = None
-        if special is not None and not (is_known(args) and is_known(kwargs) and callee not in _ALWAYS):
-            return special(self, *args, **kwargs)
-        if isinstance(callee, PythonFunction):
-            return self._call_global(callee, args, kwargs)
-        if isinstance(callee, LocalFunction):
-            return self._call_value(callee.var, callee.name, args, kwargs, callee.params)
-        if isinstance(callee, Expr):
-            return self._call_value(callee, getattr(callee, "name", "function"), args, kwargs, ())
-        if isinstance(callee, Method) or str(getattr(callee, "__module__", "")).startswith("pyvm.op"):
-            return self._call_op(callee, args, kwargs)
-        if isinstance(callee, Inline):
-            return self._call_lambda(callee, args, kwargs)
-        if not callable(callee):
-            raise FrontendError(f"{describe(callee)} cannot be called")
-        if is_known(args) and is_known(kwargs):
-            result = callee(*args, **kwargs)
-            return self._new_list(result) if isinstance(result, list) else result
-        if getattr(callee, "__self__", None) is not None and isinstance(callee.__self__, (list, tuple, dict)):
-            return callee(*args, **kwargs)  # a list of values
-        if callee in (tuple, list, zip, enumerate, reversed, dict):
-            made = callee(*(self.sequence(arg) if i == 0 or callee is zip else arg for i, arg in enumerate(args)))
-            return self._new_list(made) if isinstance(made, list) else made if isinstance(made, tuple) else tuple(made)
-        return self._inline(callee, args, kwargs)
-
-    def _call_op(self, callee: Callable[..., Any], args: list[Value], kwargs: dict[str, Value]) -> Value:
-        emitter = self.emitter
-        weak = [value for value in (*args, *kwargs.values()) if emitter.is_weak(value)]
-        if weak:
-            first = [callee.x] if isinstance(callee, Method) else []
-            strong = next((v for v in (*first, *args) if isinstance(v, Expr) and not emitter.is_weak(v)), None)
-            info = strong.struct_info if strong is not None else None
-            if isinstance(info, TensorStructInfo) and info.dtype is not None:
-                args = [emitter.tensor(v, info.dtype) if emitter.is_weak(v) else v for v in args]
-        return callee(*map(self._op_argument, args), **{k: self._op_argument(v) for k, v in kwargs.items()})
-
-    def _op_argument(self, value: Value) -> Value:
-        if isinstance(value, Condition):
-            return self.emitter.tensor(value)
-        if isinstance(value, LocalFunction):
-            return value.var
-        if isinstance(value, (tuple, list)):
-            return type(value)(map(self._op_argument, value)) if not isinstance(value, Fields) else tuple(value)
-        if isinstance(value, np.generic) and not isinstance(value, (float, bool)):
-            return np.asarray(value)
-        if type(value).__name__ == "Tensor" and hasattr(value, "numpy"):
-            return np.asarray(value)
-        return value
-
-    def _call_global(self, callee: PythonFunction, args: list[Value], kwargs: dict[str, Value]) -> Value:
-        target = self.program.global_var(callee)
-        try:
-            bound = inspect.signature(callee.function).bind(*args, **kwargs)
-        except TypeError as error:
-            raise FrontendError(f"{callee.name}: {error}") from None
-        bound.apply_defaults()
-        names = tuple(bound.arguments)
-        return self._call_value(target, callee.name, list(bound.arguments.values()), {}, names)
-
-    def _call_value(
-        self, target: Expr, name: str, args: list[Value], kwargs: dict[str, Value], names: tuple[str, ...]
-    ) -> Value:
-        info = target.struct_info
-        if kwargs:
-            if not names or set(kwargs) - set(names[len(args) :]):
-                raise FrontendError(f"{name}: no parameter {', '.join(kwargs)} is left")
-            args = [*args, *(kwargs[n] for n in names[len(args) :] if n in kwargs)]
-        if not isinstance(info, (CallableStructInfo, ObjectStructInfo)):
-            raise FrontendError(f"{name} is {info}, which cannot be called")
-        params = info.params if isinstance(info, CallableStructInfo) else None
-        if params is not None and len(params) != len(args):
-            raise FrontendError(f"{name} takes {len(params)} arguments, {len(args)} were given")
-        leaves: list[Expr] = []
-        mapping: dict[SymVar, Any] = {}
-        for index, arg in enumerate(args):
-            wanted = params[index] if params is not None else None
-            leaf = self.emitter.leaf(arg, wanted)
-            if wanted is not None:
-                match_symbols(wanted, leaf.struct_info, mapping)
-            leaves.append(leaf)
-        for index, leaf in enumerate(leaves):
-            if params is None:
-                break
-            wanted = substitute_struct_info(params[index], mapping)
-            if contradict(wanted, leaf.struct_info):
-                which = names[index] if index < len(names) else str(index)
-                hint = "; a float of run time is a tensor: declare it pyvm.Tensor['float64']"
-                is_float = isinstance(wanted, PrimStructInfo) and wanted.dtype == "float64"
-                problem = f"{name}: parameter {which}: {difference(leaf.struct_info, wanted)}"
-                raise FrontendError(problem + hint if is_float else problem)
-        assert isinstance(target, (GlobalVar, Var))
-        return self.emitter.bb.emit(Call(target, leaves))
-
-    def _call_packed(self, node: ast.Call, callee: Any, env: Env) -> Value:
-        annotation = "returns" if callee is call_packed else "out"
-        nodes = {keyword.arg: keyword.value for keyword in node.keywords}
-        if set(nodes) - {annotation} or (callee is call_dps_packed and not nodes):
-            raise FrontendError(f"{callee.__name__} has the keyword {annotation}")
-        info = self.annotation(nodes[annotation], env) if nodes else ObjectStructInfo()
-        name, *args = self._items(node.args, env)
-        if not isinstance(name, str):
-            raise FrontendError(f"{callee.__name__}: the name of the function must be known, it is {describe(name)}")
-        leaves = [self.emitter.leaf(arg) for arg in args]
-        if callee is call_dps_packed:
-            return self.emitter.bb.emit(expr.call_dps_packed(name, leaves, info))
-        result = self.emitter.bb.emit(expr.call_packed(name, *leaves))
-        return result if isinstance(info, ObjectStructInfo) else self.emitter.cast_checked(result, info, name)
-
-    def _call_lambda(self, callee: Inline, args: list[Value], kwargs: dict[str, Value]) -> Value:
-        params = [param.arg for param in callee.node.args.args]
-        if kwargs or len(params) != len(args):
-            raise FrontendError(f"the lambda takes {len(params)} arguments, {len(args) + len(kwargs)} were given")
-        return self.eval(callee.node.body, {**callee.env, **dict(zip(params, args, strict=True))})
-
-    def _inline(self, callee: Any, args: list[Value], kwargs: dict[str, Value]) -> Value:
-        """A plain Python function with values of the program: its body is read here."""
-        module = str(getattr(callee, "__module__", "") or type(callee).__module__)
-        name = getattr(callee, "__name__", type(callee).__name__)
-        if isinstance(callee, np.ufunc) or module.split(".")[0] == "numpy":
-            hint = f"; pyvm.op.{name} can" if hasattr(op, name) else ""
-            raise FrontendError(f"numpy.{name} cannot take {', '.join(map(describe, args))}{hint}")
-        if inspect.isclass(callee) or not (inspect.isfunction(callee) or inspect.ismethod(callee)):
-            call = inspect.getattr_static(type(callee), "__call__", None)
-            if inspect.isclass(callee) or not inspect.isfunction(call):
-                raise FrontendError(
-                    f"{name} is no function of a program: register it and use pyvm.call_packed(name, ...)"
-                )
-            return self._inline(call, [callee, *args], kwargs)
-        if inspect.ismethod(callee):
-            return self._inline(callee.__func__, [callee.__self__, *args], kwargs)
-        return self.program.inline(callee, args, kwargs, self.emitter)
+        return self.emitter.value(calls.call(self, node, env))
 
 
 _UNNAMED = re.compile(r"gv(_\d+)?\Z")  # variables that the builder named
@@ -624,88 +311,3 @@ def _stored(node: ast.expr) -> ast.expr:
     if isinstance(node, ast.Subscript):
         return ast.copy_location(ast.Subscript(node.value, node.slice, ast.Store()), node)
     raise FrontendError(f"{ast.unparse(node)} cannot be assigned to in a program")
-
-
-# --- Python's own functions on values of the program
-
-
-def _len(reader: Expressions, value: Value) -> Value:
-    if isinstance(value, (tuple, list)):
-        return len(value)
-    shape = reader.operators.attribute(value, "shape") if isinstance(value, Expr) else ()
-    if not shape:
-        raise FrontendError(f"len of {describe(value)}")
-    return shape[0]
-
-
-def _int(reader: Expressions, value: Value = 0) -> Value:
-    return reader.emitter.integer(value)
-
-
-def _float(reader: Expressions, value: Value = 0.0) -> Value:
-    tensor = reader.emitter.tensor(value, "float64")
-    return reader.emitter.value(reader.emitter.bb.emit(op.cast(op.reshape(tensor, ()), "float64")), weak=True)
-
-
-def _bool(reader: Expressions, value: Value = False) -> Value:
-    return value if isinstance(value, Condition) else reader._bool_tensor(value)
-
-
-def _abs(reader: Expressions, value: Value) -> Value:
-    return absolute(value) if isinstance(value, PrimExpr) else op.abs(reader.emitter.tensor(value))
-
-
-def _extremum(prim: Callable[..., Any], make: Callable[..., Any]) -> Callable[..., Value]:
-    def of(reader: Expressions, *values: Value) -> Value:
-        items = reader.sequence(values[0]) if len(values) == 1 else list(values)
-        result = items[0]
-        for item in items[1:]:
-            if is_integer(result) and is_integer(item):
-                result = prim(result, item)
-            else:
-                weak, left, right = reader.operators.same_dtype(result, item)
-                result = reader.emitter.value(make(left, right), weak=weak)
-        return result
-
-    return of
-
-
-def _sum(reader: Expressions, values: Value, start: Value = 0) -> Value:
-    items = reader.sequence(values)
-    result = start
-    for index, item in enumerate(items):
-        result = item if index == 0 and isinstance(start, int) and start == 0 else reader.operators.binary(
-            ast.Add, result, item
-        )  # fmt: skip
-    return result
-
-
-def _range(reader: Expressions, *bounds: Value) -> Value:
-    start, stop, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1) if len(bounds) == 2 else bounds
-    if not isinstance(step, int) or step == 0:
-        raise FrontendError("the step of a range is a number known while the function is read, and not 0")
-    return Range(reader.emitter.integer(start), reader.emitter.integer(stop), step)
-
-
-def _isinstance(reader: Expressions, value: Value, kinds: Any) -> bool:
-    return False if not is_known(value) and not isinstance(value, (tuple, list)) else isinstance(value, kinds)
-
-
-def _print(reader: Expressions, *values: Value, **options: Any) -> Value:
-    raise FrontendError("print in a program: register a function that prints, and use pyvm.call_packed")
-
-
-_BUILTINS: dict[Any, Callable[..., Value]] = {
-    len: _len,
-    int: _int,
-    float: _float,
-    bool: _bool,
-    abs: _abs,
-    min: _extremum(sym_min, op.minimum),
-    max: _extremum(sym_max, op.maximum),
-    sum: _sum,
-    range: _range,
-    isinstance: _isinstance,
-    print: _print,
-}
-_ALWAYS = frozenset({print})

@@ -34,10 +34,13 @@ from pyvm.ir.rules import contradict
 from pyvm.ir.struct_info import erase_unknown
 from vmcore.errors import FrontendError
 
-from .expressions import Env, Expressions, Range
+from . import branches, calls
+from .expressions import Expressions
 from .source import assigned, leaves_early, walk
 from .values import (
+    Env,
     LocalFunction,
+    Range,
     Slot,
     Undefined,
     Value,
@@ -211,11 +214,11 @@ class Statements(Expressions):
     def _return(self, node: ast.Return, env: Env, exits: Exits) -> Expr:
         value = node.value
         if isinstance(value, ast.IfExp):
-            branches = [ast.copy_location(ast.Return(part), part) for part in (value.body, value.orelse)]
-            choice = ast.copy_location(ast.If(value.test, [branches[0]], [branches[1]]), value)
+            sides = [ast.copy_location(ast.Return(part), part) for part in (value.body, value.orelse)]
+            choice = ast.copy_location(ast.If(value.test, [sides[0]], [sides[1]]), value)
             return self.run([choice], env, exits, lambda _: NoneImm())
         if isinstance(value, ast.Call):  # a call is kept as it is: the last one of a function costs no frame
-            result = self.call(value, env)
+            result = calls.call(self, value, env)
             return exits.on_return(result if isinstance(result, Var) else self.emitter.value(result))
         return exits.on_return(None if value is None else self.eval(value, env))
 
@@ -239,7 +242,7 @@ class Statements(Expressions):
         return bb.emit(If(cond, ends[0], ends[1], info))
 
     def _if(self, node: ast.If, cond: Expr, env: Env, exits: Exits) -> None:
-        branches = []
+        sides = []
         for body in (node.body, node.orelse):
             inner = dict(env)
 
@@ -247,8 +250,8 @@ class Statements(Expressions):
                 self.run(body, inner, exits, lambda _: PrimValue(0))
                 return inner
 
-            branches.append(self.branch(read))
-        first, second = branches[0][0], branches[1][0]
+            sides.append(branches.branch(self, read))
+        first, second = sides[0][0], sides[1][0]
         names = []
         for name in assigned([*node.body, *node.orelse]):
             a, b = first.get(name), second.get(name)
@@ -261,7 +264,7 @@ class Statements(Expressions):
                 env[name] = a
             else:
                 names.append((name, a, b))
-        after = self.meet(cond, branches, names)
+        after = branches.meet(self, cond, sides, names)
         for (name, _, _), value in zip(names, after, strict=True):
             env[name] = value
 

@@ -6,6 +6,7 @@ list of values.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,7 @@ from pyvm.op.common import FLOAT, same_dim
 from vmcore.errors import FrontendError
 
 Value = Any
+Env = dict[str, Value]
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,20 @@ class Fields(tuple[Value, ...]):
         made = cls(fields)
         made.expr = expr
         return made
+
+
+class Range:
+    """`range(...)` with bounds of run time."""
+
+    def __init__(self, start: Value, stop: Value, step: int) -> None:
+        self.start, self.stop, self.step = start, stop, step
+
+
+class Inline:
+    """A lambda, whose body is read where it is called."""
+
+    def __init__(self, node: ast.Lambda, env: Env) -> None:
+        self.node, self.env = node, env
 
 
 @dataclass(frozen=True)

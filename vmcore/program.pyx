@@ -7,7 +7,8 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from vmcore.builtins cimport builtin_allocates, builtin_opcode, dtype_is_storable
+from vmcore.builtins.table cimport builtin_allocates, builtin_opcode
+from vmcore.builtins.tensors cimport dtype_is_storable
 from vmcore.isa cimport (
     ARG_CONSTANT, ARG_IMMEDIATE, ARG_REGISTER, CALL_WORDS, ISA_VM_REGISTER, ISA_VOID_REGISTER, OP_CALL, OP_GOTO, OP_IF,
     OP_RET, isa_arg_kind, isa_arg_value,

@@ -6,7 +6,7 @@ import importlib
 
 from cpython.pycapsule cimport PyCapsule_GetName, PyCapsule_GetPointer
 
-from vmcore.builtins cimport builtin_table
+from vmcore.builtins.table cimport builtin_table
 from vmcore.memory cimport memory_keep
 from vmcore.objects cimport Function, function_from_callable, function_from_native, named_function
 from vmcore.value cimport DirectEntry, FunctionObj, KernelEntry, object_retain

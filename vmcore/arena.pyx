@@ -22,12 +22,14 @@ cdef extern from *:
     """
     #define ARENA_ALIGNMENT 64
     #define ARENA_MAX_BUFFERS 16384      /* bounds the time that one call can take: some 0.3 s in the worst case */
-    #define ARENA_MAX_SORTED 256         /* up to here, placing by size is worth its n * n comparisons */
+    #define ARENA_MAX_SORTED 256         /* up to here, other orders are worth their n * n comparisons each */
+    #define ARENA_MAX_PROMOTIONS 12
     #define ARENA_MAX_BYTES ((int64_t)1 << 62)
     """
     const int64_t ARENA_ALIGNMENT
     const int64_t ARENA_MAX_BUFFERS
     const int64_t ARENA_MAX_SORTED
+    const int64_t ARENA_MAX_PROMOTIONS
     const int64_t ARENA_MAX_BYTES
 
 MAX_BUFFERS = ARENA_MAX_BUFFERS
@@ -39,6 +41,7 @@ cdef struct Buffer:
     int64_t size
     int64_t offset
     int64_t index
+    double rank  # what an order goes by
 
 
 cdef int64_t place(Buffer** order, int64_t n, bint in_time_order, Buffer** placed, int64_t* peak) noexcept nogil:
@@ -91,34 +94,77 @@ cdef int64_t place(Buffer** order, int64_t n, bint in_time_order, Buffer** place
     return total
 
 
-cdef int larger_first(const void* a, const void* b) noexcept nogil:
+cdef int higher_rank_first(const void* a, const void* b) noexcept nogil:
     cdef const Buffer* x = (<const Buffer**>a)[0]
     cdef const Buffer* y = (<const Buffer**>b)[0]
+    if x.rank != y.rank:
+        return -1 if x.rank > y.rank else 1
     if x.size != y.size:
         return -1 if x.size > y.size else 1
     return -1 if x.index < y.index else 1
 
 
+cdef int64_t place_by_rank(Buffer* buffers, int64_t n, Buffer** order, int by) noexcept nogil:
+    """`place` in order of size (by = 0), of size times lifetime (1), of lifetime (2)."""
+    cdef int64_t i, peak = 0
+    cdef double lasting
+    for i in range(n):
+        lasting = <double>buffers[i].end - <double>buffers[i].begin + 1
+        if by < 2:
+            buffers[i].rank = <double>buffers[i].size * (lasting if by == 1 else 1.0)
+        else:
+            buffers[i].rank = lasting
+        order[i] = &buffers[i]
+    qsort(order, n, sizeof(Buffer*), higher_rank_first)
+    return place(order, n, False, order + n, &peak)
+
+
 cdef int64_t plan(Buffer* buffers, int64_t n, int64_t* offsets) noexcept nogil:
-    """Writes `offsets` of buffers whose begins do not decrease; returns the bytes of all, -1 or -2 (no memory)."""
-    cdef int64_t i, by_time, by_size, peak = 0
+    """Writes `offsets` of buffers whose begins do not decrease; returns the bytes of all, -1 or -2 (no memory).
+
+    In order of time first. Where that takes more than is ever needed at once, and buffers are few, the best of three
+    orders beside it; then buffers that reach to the top are placed first, some times.
+    """
+    cdef int64_t i, best, found, reach, highest, peak = 0, unused = 0
+    cdef int by
+    cdef Buffer* top
     cdef Buffer** order = <Buffer**>memory_alloc((2 * n + 1) * sizeof(Buffer*), MEMORY_SCRATCH)
     if order == NULL:
         return -2
     for i in range(n):
         order[i] = &buffers[i]
-    by_time = place(order, n, True, order + n, &peak)
+    best = place(order, n, True, order + n, &peak)
     for i in range(n):
         offsets[i] = buffers[i].offset
-    if n <= ARENA_MAX_SORTED and by_time > peak:
-        qsort(order, n, sizeof(Buffer*), larger_first)
-        by_size = place(order, n, False, order + n, &peak)
-        if 0 <= by_size < by_time:
-            by_time = by_size
+    if 0 <= best and n <= ARENA_MAX_SORTED:
+        for by in range(3):
+            if best == peak:
+                break
+            found = place_by_rank(buffers, n, order, by)
+            if 0 <= found < best:
+                best = found
+                for i in range(n):
+                    offsets[i] = buffers[i].offset
+        # `order` holds the buffers as they were placed last, by lifetime.
+        for _ in range(ARENA_MAX_PROMOTIONS):
+            if best == peak:
+                break
+            reach = highest = 0
             for i in range(n):
-                offsets[i] = buffers[i].offset
+                if order[i].offset + order[i].size > reach:
+                    reach, highest = order[i].offset + order[i].size, i
+            top = order[highest]
+            memmove(order + 1, order, highest * sizeof(Buffer*))
+            order[0] = top
+            found = place(order, n, False, order + n, &unused)
+            if found < 0:
+                break
+            if found < best:
+                best = found
+                for i in range(n):
+                    offsets[i] = buffers[i].offset
     memory_free(order)
-    return by_time
+    return best
 
 
 cdef int b_plan_arena(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
@@ -254,7 +300,7 @@ def place_in_order(
         for i in range(n):
             if not 0 <= order[i] < n or not 0 <= sizes[i] <= ARENA_MAX_BYTES:
                 raise ValueError(f"place_in_order: item {i} is out of range")
-            buffers[i] = Buffer(begins[i], ends[i], sizes[i], 0, i)
+            buffers[i] = Buffer(begins[i], ends[i], sizes[i], 0, i, 0)
             pointers[i] = &buffers[order[i]]
         with nogil:
             total = place(pointers, n, False, pointers + n, &peak)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
+
+from pyvm.transform.packing import aligned, most_alive
 
 from . import sizes
 from .costs import Work
@@ -13,6 +16,7 @@ from .model import Buffer, MemoryFigures, Storage
 if TYPE_CHECKING:
     from .model import FunctionExplanation
 
+_MAX_COMPARISONS = 4_000_000  # beyond which what paths have in common is not looked for
 _KEEPERS = ("calls", "other")  # what a callee may keep a reference to
 
 
@@ -56,6 +60,8 @@ def find_buffers(
             block.kind = "arena"
         _continue_earlier(inside, starts_with)
     sides = _other_sides(facts.steps)
+    if len(sides) * len(buffers) > _MAX_COMPARISONS:
+        sides = []
     for buffer in buffers.values():
         buffer.why = _reason(buffer, blocks, buffers)
         home = blocks.get(buffer.storages[0]) if len(buffer.storages) == 1 else None
@@ -67,26 +73,36 @@ def find_buffers(
 
 
 def _other_sides(steps: list[Step]) -> list[tuple[int, int, int]]:
-    """(then, else, end) of every If with two sides: what the first side makes does not exist in the second."""
+    """(if, second side, end) of every If with two sides: what the first side makes does not exist in the second.
+
+    The end is where the first side goes on, past everything where it does not.
+    """
     by_pc = {step.pc: step for step in steps}
+    ifs = [step for step in steps if step.opcode == "if" and step.target is not None and step.target > step.pc + 1]
+    jumps = [(step.pc, step.target) for step in steps if step.target is not None and step.target > step.pc]
+    if len(ifs) * len(jumps) > _MAX_COMPARISONS:
+        return []
+    never = steps[-1].pc + 1 if steps else 0
     sides = []
-    for step in steps:
-        if step.opcode != "if" or step.target is None or step.target - 1 not in by_pc:
-            continue
-        last = by_pc[step.target - 1]
-        if last.opcode == "goto" and last.target is not None and last.target > step.target:
-            sides.append((step.pc, step.target, last.target))
-    return sides
+    for step in ifs:
+        second = step.target
+        assert second is not None
+        last = by_pc.get(second - 1)
+        if last is None or last.opcode not in ("goto", "ret"):
+            continue  # it falls through
+        after = min((target for pc, target in jumps if step.pc < pc < second <= target), default=never)
+        if after > second:
+            sides.append((step.pc, second, after))
+    # By begin of the second side: inner Ifs come first, and lie before that.
+    return sorted(sides, key=lambda side: side[1])
 
 
 def _spans(begin: int, end: int, sides: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
     """The instructions begin .. end, without those that the program does not reach after `begin`."""
     spans = []
-    # By begin of the second side: inner Ifs come first, and lie before that.
-    for first, second, after in sorted(sides, key=lambda side: side[1]):
+    for first, second, after in sides:
         if first < begin < second <= end:
-            if begin < second:
-                spans.append((begin, second - 1))
+            spans.append((begin, second - 1))
             begin = after
             if begin > end:
                 return spans
@@ -129,7 +145,7 @@ def _append(pcs: list[int], pc: int) -> None:
 def _extend_over_loops(steps: Iterable[Step], buffers: Mapping[int, Buffer]) -> None:
     """What is used in a loop and made outside of this round matters until the loop jumps back."""
     loops = [(s.target, s.pc) for s in steps if s.target is not None and s.target <= s.pc and s.opcode == "goto"]
-    if len(loops) * len(buffers) > 4_000_000:
+    if len(loops) * len(buffers) > _MAX_COMPARISONS:
         return
     for head, tail in loops:
         for buffer in buffers.values():
@@ -140,37 +156,26 @@ def _extend_over_loops(steps: Iterable[Step], buffers: Mapping[int, Buffer]) -> 
 
 def _continue_earlier(inside: list[Buffer], starts_with: Mapping[int, str]) -> None:
     """A buffer that is read before it is written holds what others have put at its address: they go on until then."""
-    readers_first = [b for b in inside if starts_with.get(b.id) == "read" and not b.writers]
-    if not readers_first or len(inside) > 20_000:
+    if not any(starts_with.get(b.id) == "read" for b in inside):
         return
-    for buffer in readers_first[:2000]:
-        if not isinstance(buffer.offset, int) or not isinstance(buffer.nbytes, int):
+    held: list[tuple[int, int, Buffer]] = []  # (first byte, end, who has it by now), in order, without overlaps
+    for buffer in sorted(inside, key=lambda buffer: (buffer.begin, buffer.id)):
+        if not isinstance(buffer.offset, int) or not isinstance(buffer.nbytes, int) or buffer.nbytes <= 0:
             continue
         low, high = buffer.offset, buffer.offset + buffer.nbytes
-        for other in inside:
-            if other.begin >= buffer.begin or other is buffer:
-                continue
-            if not isinstance(other.offset, int) or not isinstance(other.nbytes, int):
-                continue
-            overlaps = other.offset < high and other.offset + other.nbytes > low
-            covered = (
-                any(
-                    later.begin > other.end
-                    and later.begin < buffer.begin
-                    and later is not other
-                    and isinstance(later.offset, int)
-                    and isinstance(later.nbytes, int)
-                    and later.offset < other.offset + other.nbytes
-                    and later.offset + later.nbytes > other.offset
-                    for later in inside
-                )
-                if overlaps and len(inside) <= 2000
-                else False
-            )
-            if overlaps and not covered:
+        first = bisect.bisect_left(held, low, key=lambda piece: piece[1] - 1)
+        last = bisect.bisect_left(held, high, key=lambda piece: piece[0])
+        pieces = held[first:last]
+        if starts_with.get(buffer.id) == "read":
+            for _, _, other in pieces:
                 other.end = max(other.end, buffer.begin - 1)
-                if not buffer.kernel:
-                    buffer.kernel, buffer.category = "joined", "movement"
+            buffer.kernel, buffer.category = "joined", "movement"
+        kept = [(low, high, buffer)]
+        if pieces and pieces[0][0] < low:
+            kept.insert(0, (pieces[0][0], low, pieces[0][2]))
+        if pieces and pieces[-1][1] > high:
+            kept.append((high, pieces[-1][1], pieces[-1][2]))
+        held[first:last] = kept
 
 
 def _reason(buffer: Buffer, storages: Mapping[int, Storage], buffers: Mapping[int, Buffer]) -> str:
@@ -230,7 +235,7 @@ def memory_figures(function: FunctionExplanation, dims: Mapping[str, int]) -> Me
             unknown += 1
             continue
         sizes_of[storage.id] = nbytes
-        held += [(*span, _aligned(nbytes)) for span in storage.spans]
+        held += [(*span, aligned(nbytes)) for span in storage.spans]
         if storage.kind == "arena":
             arenas += [(*span, nbytes) for span in storage.spans]
     in_arena: list[tuple[int, int, int]] = []
@@ -241,26 +246,14 @@ def memory_figures(function: FunctionExplanation, dims: Mapping[str, int]) -> Me
         home = function.storages.get(buffer.storages[0]) if len(buffer.storages) == 1 else None
         if nbytes is None or home is None or home.id not in sizes_of:
             continue
-        spans = [(*span, _aligned(nbytes)) for span in buffer.spans]
-        total += _aligned(nbytes)
+        spans = [(*span, aligned(nbytes)) for span in buffer.spans]
+        total += aligned(nbytes)
         alive += spans
         if home.kind == "arena":
             in_arena += spans
     return MemoryFigures(_most(arenas), _most(in_arena), _most(held), _most(alive), total, unknown)
 
 
-def _aligned(nbytes: int) -> int:
-    return max(-(-nbytes // 64), 1) * 64
-
-
 def _most(spans: list[tuple[int, int, int]]) -> int:
     """The largest sum of spans (first, last, bytes) that meet."""
-    changes: dict[int, int] = {}
-    for begin, end, nbytes in spans:
-        changes[begin] = changes.get(begin, 0) + nbytes
-        changes[end + 1] = changes.get(end + 1, 0) - nbytes
-    now = most = 0
-    for pc in sorted(changes):
-        now += changes[pc]
-        most = max(most, now)
-    return most
+    return most_alive(*zip(*spans, strict=True)) if spans else 0

@@ -72,8 +72,8 @@ def plan_memory(module: IRModule) -> IRModule:
     one after the other (nothing but ones before the axis) is not computed: its inputs are made where its output lies.
 
     Function attributes: "arena_bytes", of its one arena (text if symbolic); "live_bytes", the most bytes of tensors of
-    known size that are ever needed at once, below which no arena can be; "tensor_bytes", what these tensors would take
-    without sharing.
+    known size that are ever needed at once, below which no arena can be (text if a run decides: `explain` gives both
+    for any sizes); "tensor_bytes", what these tensors would take without sharing.
     """
     functions = {name: _PlanFunction(module, function).run() for name, function in module.functions.items()}
     return IRModule(functions, module.attrs)
@@ -215,11 +215,11 @@ class _PlanFunction:
             if buffer.limit is not None and first <= last:
                 begins.append(first)
                 ends.append(last)
-                sizes.append(buffer.limit)
+                sizes.append(aligned(buffer.limit))
         text = "planned at run time" if planned_later else f"{size} bytes"
         return {
             "arena_bytes": size if isinstance(size, int) and not planned_later else text,
-            "live_bytes": most_alive(begins, ends, sizes),
+            "live_bytes": text if planned_later else most_alive(begins, ends, sizes),
             "tensor_bytes": sum(aligned(buffer.limit) for buffer in kept if buffer.limit is not None),
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pyvm.transform.packing import aligned, most_alive
@@ -12,6 +12,7 @@ from . import sizes
 from .costs import Work
 from .facts import FunctionFacts, Step
 from .model import Buffer, MemoryFigures, Storage
+from .sizes import Size
 
 if TYPE_CHECKING:
     from .model import FunctionExplanation
@@ -60,7 +61,7 @@ def find_buffers(
             block.kind = "arena"
         _continue_earlier(inside, starts_with)
     sides = _other_sides(facts.steps)
-    if len(sides) * len(buffers) > _MAX_COMPARISONS:
+    if len(sides) * (len(buffers) + len(blocks)) > _MAX_COMPARISONS:
         sides = []
     for buffer in buffers.values():
         buffer.why = _reason(buffer, blocks, buffers)
@@ -69,6 +70,12 @@ def find_buffers(
         buffer.spans = _spans(buffer.begin, end, sides)
     for block in blocks.values():
         block.spans = _spans(block.begin, block.end, sides)
+    _merge_alternatives(list(blocks.values()), sides)
+    _merge_alternatives([buffers[id] for b in blocks.values() if b.kind == "arena" for id in b.buffers], sides)
+    for buffer in buffers.values():
+        home = blocks.get(buffer.storages[0]) if len(buffer.storages) == 1 else None
+        if home is not None and home.kind != "arena":
+            buffer.spans = [span for span in buffer.spans if span[0] <= home.spans[-1][1]]
     return buffers, blocks
 
 
@@ -108,6 +115,21 @@ def _spans(begin: int, end: int, sides: list[tuple[int, int, int]]) -> list[tupl
                 return spans
     spans.append((begin, end))
     return spans
+
+
+def _merge_alternatives(items: Sequence[Buffer | Storage], sides: list[tuple[int, int, int]]) -> None:
+    """After an If, of what its sides have made only one exists: of a pair of one size, one stands for both."""
+    for first, second, after in sorted(sides, key=lambda side: side[2] - side[0]):  # inner Ifs first
+        lasting = [i for i in items if first < i.begin < after <= i.spans[-1][1] and i.nbytes is not None]
+        others: dict[Size, list[Buffer | Storage]] = {}
+        for item in lasting:
+            if item.begin >= second:
+                others.setdefault(item.nbytes, []).append(item)
+        for item in lasting:
+            found = others.get(item.nbytes) if item.begin < second else None
+            if found:
+                shorter = min(item, found.pop(), key=lambda one: one.spans[-1][1])
+                shorter.spans = [(a, min(b, after - 1)) for a, b in shorter.spans if a < after]
 
 
 def _use_operands(

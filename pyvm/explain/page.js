@@ -60,11 +60,24 @@
       const bytes = sizes.map(size => Math.ceil(Math.max(value(size) || 0, 0) / 64) * 64), buffers = [];
       for (let i = 0; i + 2 < table.length; i += 3)
         buffers.push({ begin: table[i], end: table[i + 1], size: bytes[table[i + 2]] || 0, offset: 0, index: i });
-      const [byTime, peak] = placeAll(buffers, true);
-      let offsets = buffers.map(b => b.offset), total = byTime;
-      if (buffers.length <= 256 && byTime > peak) {
-        const [bySize] = placeAll([...buffers].sort((a, b) => b.size - a.size || a.index - b.index), false);
-        if (bySize < byTime) { offsets = buffers.map(b => b.offset); total = bySize; }
+      let [total, peak] = placeAll(buffers, true), offsets = buffers.map(b => b.offset);
+      const attempt = order => {
+        const [found] = placeAll(order, false);
+        if (found < total) { offsets = buffers.map(b => b.offset); total = found; }
+      };
+      if (buffers.length <= 256) {
+        let order = buffers;
+        const lasting = b => b.end - b.begin + 1;
+        for (const rank of [b => b.size, b => b.size * lasting(b), lasting]) {
+          if (total === peak) break;
+          order = [...buffers].sort((a, b) => rank(b) - rank(a) || b.size - a.size || a.index - b.index);
+          attempt(order);
+        }
+        for (let i = 0; i < 12 && total !== peak; i++) {
+          const top = order.reduce((a, b) => b.offset + b.size > a.offset + a.size ? b : a);
+          order = [top, ...order.filter(b => b !== top)];
+          attempt(order);
+        }
       }
       names.forEach((name, i) => { dims[name] = i ? offsets[i - 1] : total; });
     }

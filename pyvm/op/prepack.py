@@ -1,7 +1,7 @@
 """Constant operands in the layout that a kernel wants: what operators declare and the pass `pack_weights` carries out.
 
-An operator that has a packer for an operand takes the packed constant too, which its attributes then name (`layout`),
-and evaluates and lowers both forms alike. Layouts do not depend on the machine that compiles: executables run anywhere.
+An operator that has packers for an operand takes the packed constant too, which its attributes then name (`layout`),
+and evaluates and lowers all forms alike. Layouts do not depend on the machine that compiles: executables run anywhere.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from pyvm.ir.expr import Call
 from pyvm.op.dense import PACKED_LAYOUT, pack_columns
+from pyvm.op.winograd import WINOGRAD_LAYOUT, gains_by_winograd, transform_weights
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,16 @@ class Packer:
     applies: Callable[[Call], bool]
 
 
-# By operator. A kernel that wants its weights in an order of its own adds a line here.
-PACKERS: dict[str, Packer] = {
-    "linear": Packer(
-        1,
-        PACKED_LAYOUT,
-        pack_columns,
-        lambda weights: {"columns": weights.shape[1]},
-        lambda call: True,
+# By operator; the first that applies is used. A kernel that wants its weights in an order of its own adds a line here.
+PACKERS: dict[str, tuple[Packer, ...]] = {
+    "linear": (
+        Packer(
+            1,
+            PACKED_LAYOUT,
+            pack_columns,
+            lambda weights: {"columns": weights.shape[1]},
+            lambda call: True,
+        ),
     ),
+    "conv": (Packer(1, WINOGRAD_LAYOUT, transform_weights, lambda weights: {}, gains_by_winograd),),
 }

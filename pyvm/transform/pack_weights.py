@@ -27,10 +27,9 @@ class _PackWeights(Rewriter):
         binding = self.remap(binding)
         value = binding.value
         if isinstance(value, Call) and not isinstance(value.op, (ExternFunc, GlobalVar, Var)):
-            packer = PACKERS.get(value.op.name)
-            weights = None if packer is None else value.args[packer.operand]
-            if packer is not None and isinstance(weights, Constant) and "layout" not in value.attrs:
-                if packer.applies(value):
+            for packer in PACKERS.get(value.op.name, ()) if "layout" not in value.attrs else ():
+                weights = value.args[packer.operand]
+                if isinstance(weights, Constant) and packer.applies(value):
                     args = list(value.args)
                     args[packer.operand] = self._pack(weights, packer.layout, packer.pack)
                     attrs = {**value.attrs, "layout": packer.layout, **packer.attrs(weights.data)}

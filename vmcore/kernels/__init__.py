@@ -30,6 +30,7 @@ KERNELS = {
     "resize": "resize",
     "matmul": "gemm matmul matmul_integer matmul_packed",
     "conv": "conv conv_transpose",
+    "winograd": "conv_winograd",
     "pool": "avg_pool global_avg_pool global_max_pool lp_pool max_pool max_pool_with_indices",
 }
 MODULES = tuple(KERNELS)

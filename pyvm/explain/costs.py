@@ -186,6 +186,21 @@ def _conv_way(work: Work, x: Sequence[Size] | None, w: Sequence[Size] | None, ou
     ]
 
 
+def _conv_winograd(work: Work) -> None:
+    points, out = work.shape("w"), work.shape("out")
+    work.macs = mul(product(out), mul(_dim(points, 2), 9))
+    work.way.append(
+        "3x3 window, stride 1: Winograd F(2x2, 3x3), which makes 2x2 results with 16 multiplications instead of 36; "
+        "its weights were transformed at compile time"
+    )
+    tiles = mul(*(sizes.div(add(size, 1), 2) for size in out[-2:])) if out is not None else None
+    work.way.append(
+        f"chosen because {_dim(points, 2)} channels by {sizes.div(_dim(points, 1), work.number('group'))} on {tiles} "
+        "tiles pay for the transforms of inputs and results"
+    )
+    work.flops = add(mul(work.macs, 2), _epilogue(work))
+
+
 def _conv_transpose(work: Work) -> None:
     x, w = work.shape("x"), work.shape("w")
     work.macs = mul(product(x), product(w[1:]) if w is not None else None)
@@ -319,6 +334,7 @@ _row(
     PRODUCT,
     finish=_conv,
 )
+_row("conv_winograd", "x w bias pads group activation p0 p1 residual out", PRODUCT, finish=_conv_winograd)
 _row("matmul_packed", "a b bias residual activation p0 p1 out", PRODUCT, finish=_matmul_packed)
 _row("fused_elementwise", "program * out", ELEMENTWISE, finish=_fused)
 _row("conv_transpose", "x w bias strides pads dilations output_padding group out", PRODUCT, finish=_conv_transpose)

@@ -175,8 +175,8 @@ def _evaluate_conv(attrs: dict[str, Any], x: np.ndarray, w: np.ndarray, *rest: n
     n, group = x.ndim - 2, attrs["group"]
     kernel = w.shape[2:]
     out = static_window_counts("conv", x.shape[2:], kernel, attrs)
-    wide_x = x.astype(np.float64).reshape(x.shape[0], group, -1, *x.shape[2:])
-    wide_w = w.astype(np.float64).reshape(group, -1, *w.shape[1:])
+    wide_x = x.astype(np.float64).reshape(x.shape[0], group, x.shape[1] // group, *x.shape[2:])
+    wide_w = w.astype(np.float64).reshape(group, w.shape[0] // group, *w.shape[1:])
     result = np.zeros((x.shape[0], group, wide_w.shape[1], *out))
     for g in range(group):
         for position, taps in taps_of(wide_x[:, g], kernel, out, attrs, 0.0):

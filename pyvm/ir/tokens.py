@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from dataclasses import dataclass
@@ -125,6 +124,6 @@ def split_data(text: str) -> tuple[str, dict[int, bytes]]:
             raise error_at(at, f"data[{index}] is defined twice")
         try:
             data[int(index)] = base64.b64decode(literal[1:-1], validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # also for characters beyond ASCII
             raise error_at(at, f"data[{index}] is not base64: {error}") from error
     return head[1:] + "\n", data

@@ -89,4 +89,4 @@ def prepare() -> None:
     from tests.fuzz.kernels import templates
 
     templates(), files.vmx_templates(), files.tvm_templates(), texts.asm_templates(), texts.ir_templates()
-    models.templates(), foreign.prepare()
+    models.templates(), models.folder(), foreign.prepare()

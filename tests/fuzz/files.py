@@ -16,7 +16,7 @@ from pyvm.tvm_format import ByteReader, write_tvm
 from pyvm.vmx_format import write_vmx
 from tests.executables import sample
 from tests.fuzz.programs import Inputs, programs
-from tests.fuzz.watch import LOAD_BYTES, guarded, run_executable
+from tests.fuzz.watch import FAST, LOAD_BYTES, guarded, run_executable
 
 WORDS = (
     0, 1, 2, 3, 4, 5, 7, 8, 9, 63, 64, 65, 70, 71, 127, 128, 255, 256, 4096, 65535, 2**20, 2**20 + 1, 2**31 - 1, 2**31,
@@ -190,7 +190,7 @@ def mutated_vmx(rng: random.Random) -> tuple[bytes, Inputs]:
 def run_file(data: bytes, inputs: Inputs, rng: random.Random, what: str) -> str:
     """Loads the bytes, or a file with them, and runs what was loaded."""
     if rng.random() < 0.2:
-        with tempfile.NamedTemporaryFile() as file:  # mapped, and gone while it is used
+        with tempfile.NamedTemporaryFile(dir=FAST) as file:  # mapped, and gone while it is used
             Path(file.name).write_bytes(data)
             executable = guarded(what, errors.ExecutableError, LOAD_BYTES, lambda: load_executable(file.name))
     else:

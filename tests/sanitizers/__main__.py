@@ -1,12 +1,15 @@
-"""python -m tests.sanitizers asan|tsan|checked [pytest arguments]: builds the extensions with checks, runs tests.
+"""python -m tests.sanitizers asan|tsan|checked [pytest arguments | -m module arguments]
+
+Builds the extensions with checks, and runs tests or a module (`-m tests.fuzz --cases 100000`) in that tree.
 
 asan: AddressSanitizer and UndefinedBehaviorSanitizer over the kernels, the core, the assembler, mutants and threads.
 The interpreter uses malloc for everything, so that its small blocks are watched too; CPython is not instrumented.
 
 tsan: ThreadSanitizer over tests/concurrency. Neither CPython nor numpy nor BLAS is instrumented: what is checked are
-accesses by vmcore's own code (contexts, caches, allocator, reference counts, thread pool, hooks). Locks inside the
-interpreter are seen, because they end in pthread calls that ThreadSanitizer intercepts; races between accesses by the
-interpreter itself are not looked for (tsan.supp names its frames).
+accesses by vmcore's own code (contexts, caches, allocator, reference counts, thread pool, hooks), wherever they are
+called from. Locks inside the interpreter are seen, because they end in pthread calls that ThreadSanitizer intercepts.
+
+Before either runs, a deliberate error of each kind (canary.c) must be reported in the same environment.
 
 checked: vmcore's own books (VMCORE_CHECKED=1). Runs the whole test suite, then `tests.soak`, then
 `tests.failing_memory`, which lets every request for memory fail. The process ends at once when an object is counted or
@@ -22,13 +25,39 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tests.sanitizers.build import build, environment
+from tests.sanitizers.build import build, build_canary, environment
 
 TESTS = {
     "asan": ["tests/vmcore", "tests/pyvm/test_asm.py", "tests/fuzz", "tests/concurrency"],
-    "tsan": ["tests/concurrency/test_threads.py", "tests/vmcore/test_threads.py"],
+    "tsan": [
+        "tests/concurrency/test_threads.py", "tests/concurrency/test_stress.py", "tests/concurrency/test_same_bits.py",
+        "tests/vmcore/test_threads.py",
+    ],
     "checked": ["tests"],
+}  # fmt: skip
+CANARIES = {
+    "asan": {"overflow": "heap-buffer-overflow", "undefined": "signed integer overflow"},
+    "tsan": {"race": "data race"},
+    "checked": {},
 }
+_CALL = """
+import ctypes, sys, threading
+function = getattr(ctypes.CDLL(sys.argv[1]), sys.argv[2])
+threads = [threading.Thread(target=function, args=(30_000_000 if sys.argv[2] == "race" else 1,)) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def missed(kind: str, tree: Path) -> list[str]:
+    """Deliberate errors that this build's sanitizers do not report."""
+    library, found = build_canary(kind, tree), []
+    for name, report in CANARIES[kind].items():
+        command = [sys.executable, "-c", _CALL, str(library), name]
+        done = subprocess.run(command, cwd=tree, env=environment(kind, tree), capture_output=True, text=True)
+        if done.returncode == 0 or report not in done.stderr:
+            found.append(f"{kind}: {name} in canary.c was not reported: exit code {done.returncode}\n{done.stderr}")
+    return found
 
 
 def run_with_books(command: list[str], tree: Path) -> int:
@@ -53,21 +82,27 @@ def run_with_books(command: list[str], tree: Path) -> int:
 
 
 def main() -> int:
-    """Exit code of pytest; findings end the process that has them."""
+    """Exit code of pytest or the module; findings end the process that has them."""
     if len(sys.argv) < 2 or sys.argv[1] not in TESTS:
         print(__doc__)
         return 2
     kind, arguments = sys.argv[1], sys.argv[2:]
     tree = build(kind)
-    selected = arguments if any(not a.startswith("-") for a in arguments) else [*arguments, *TESTS[kind]]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *selected]
-    if kind == "checked":
-        commands = [command]
-        if selected[-1:] == TESTS[kind]:
+    blind = missed(kind, tree) if CANARIES[kind] else []
+    if blind:
+        print("\n".join(blind), file=sys.stderr)
+        return 1
+    if arguments[:1] == ["-m"]:
+        commands = [[sys.executable, "-W", "ignore", *arguments]]
+    else:
+        selected = arguments if any(not a.startswith("-") for a in arguments) else [*arguments, *TESTS[kind]]
+        commands = [[sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *selected]]
+        if kind == "checked" and selected[-1:] == TESTS[kind]:
             commands.append([sys.executable, "-W", "ignore", "-m", "tests.soak", "--calls", "200000"])
             commands.append([sys.executable, "-m", "tests.failing_memory"])
+    if kind == "checked":
         return sum([run_with_books(one, tree) for one in commands])
-    return subprocess.run(command, cwd=tree, env=environment(kind, tree)).returncode
+    return subprocess.run(commands[0], cwd=tree, env=environment(kind, tree)).returncode
 
 
 if __name__ == "__main__":

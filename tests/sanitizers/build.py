@@ -55,6 +55,15 @@ def build(kind: str, root: Path = ROOT) -> Path:
     return tree
 
 
+def build_canary(kind: str, tree: Path) -> Path:
+    """Builds the library with deliberate errors; returns where it lies."""
+    path = tree / "build" / "canary.so"
+    source = tree / "tests" / "sanitizers" / "canary.c"
+    command = [os.environ.get("CC", "gcc"), "-shared", "-fPIC", *COMMON, *FLAGS[kind], str(source), "-o", str(path)]
+    subprocess.run(command, check=True, env=_plain_env())
+    return path
+
+
 def _plain_env() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in ("CFLAGS", "LD_PRELOAD")}
 

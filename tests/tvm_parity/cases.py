@@ -212,6 +212,14 @@ BUILTINS |= {
     "check_func_info vm": one(f"vm.builtin.check_func_info (@main, {WHERE})"),
 }
 
+# None, a null pointer in TVM, as the object that a builtin reads: TVM ends its process with these.
+NONE = {
+    "vm.builtin.shape_of": one("vm.builtin.shape_of (%0)", None),
+    "vm.builtin.reshape": one("vm.builtin.reshape (%0, shape(6))", None),
+    "vm.builtin.read_if_cond": one("vm.builtin.read_if_cond (%0)", None),
+    "vm.builtin.check_tuple_info": one('vm.builtin.check_tuple_info (%0, 2, "here")', None),
+}
+
 PROGRAMS = {
     "recursion": Case(
         "func @main(%0) regs=3\n  call @parity.less (%0, 1) -> %1\n  if %1, more\n  ret %0\nmore:\n"

@@ -17,13 +17,14 @@ import pyvm
 from pyvm.asm import assemble
 from pyvm.executable import VMExecutable
 from pyvm.vm import VirtualMachine
-from tests.tvm_parity.cases import BUILTINS, PROGRAMS, Case
+from tests.property.differential import ENDS_TVM
+from tests.tvm_parity.cases import BUILTINS, NONE, PROGRAMS, Case
 from tests.tvm_parity.functions import FUNCTIONS
 from vmcore.objects import Function, Tensor
 from vmcore.types import DataType, Shape
 
 HERE = Path(__file__).parent
-CASES = BUILTINS | PROGRAMS
+CASES = BUILTINS | PROGRAMS | {f"{name} of None": case for name, case in NONE.items()}
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="apache-tvm is not installed")
 
@@ -119,3 +120,13 @@ def test_both_machines_agree(name: str, tvm_outcomes: dict[str, tuple[str, Any]]
 def test_most_cases_ran(tvm_outcomes: dict[str, tuple[str, Any]]) -> None:
     crashes = [name for name, (status, _) in tvm_outcomes.items() if status == "crash"]
     assert len(crashes) < 20, crashes
+
+
+def test_none_ends_tvms_process_where_random_programs_keep_it_from_tvm(
+    tvm_outcomes: dict[str, tuple[str, Any]],
+) -> None:
+    assert tuple(NONE) == ENDS_TVM
+    for name, case in NONE.items():
+        assert tvm_outcomes[f"{name} of None"] == ("crash", None)
+        with pytest.raises(TypeError):
+            run_ours(case)

@@ -698,7 +698,8 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
                 value_copy(&args[k], operand_at(base, literals, site.args[k]))
             if deadline_passed() and poll(cx) != 0:
                 break
-            hold_gil(cx)
+            if cx.thread_state != NULL:
+                hold_gil(cx)
             if (<PythonCall>call_python)(site.self, args, site.n_args, &ret) != 0:
                 fail(ERR_PYTHON, "")
                 break

@@ -3,7 +3,7 @@ cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -46,11 +46,41 @@ cdef extern from *:
 cdef extern from "Python.h":
     bint Py_IsInitialized() nogil
     long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
-    PyObject* PyObject_Vectorcall(PyObject* callable, PyObject** args, size_t nargsf, PyObject* kwnames)
-    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
-    void Py_XDECREF_ptr "Py_XDECREF"(PyObject*)
+    PyObject* PyLong_FromLongLong(long long value)
+    void Py_DECREF_ptr "Py_DECREF"(PyObject*)
     void PyErr_Fetch(PyObject** kind, PyObject** value, PyObject** traceback)
     void PyErr_Restore(PyObject* kind, PyObject* value, PyObject* traceback)
+
+cdef extern from *:
+    """
+    /* callable(*args). args[-1] is free for the callee to use. A function written in Python keeps to the protocol, so
+     * its result needs no check against the exception state. */
+    static inline PyObject *vm_call_object(PyObject *callable, PyObject **args, Py_ssize_t n) {
+      size_t nargsf = (size_t)n | PY_VECTORCALL_ARGUMENTS_OFFSET;
+      if (PyFunction_Check(callable)) {
+        vectorcallfunc call = ((PyFunctionObject *)callable)->vectorcall;
+        if (call != NULL) return call(callable, args, nargsf, NULL);
+      }
+      return PyObject_Vectorcall(callable, args, nargsf, NULL);
+    }
+    /* Whether `o` is an int of one digit; out := it. */
+    static inline int vm_small_int(PyObject *o, int64_t *out) {
+      if (!PyLong_CheckExact(o)) return 0;
+    #if PY_VERSION_HEX >= 0x030C0000
+      if (!PyUnstable_Long_IsCompact((PyLongObject *)o)) return 0;
+      *out = PyUnstable_Long_CompactValue((PyLongObject *)o);
+    #else
+      Py_ssize_t size = Py_SIZE(o);
+      if (size < -1 || size > 1) return 0;
+      *out = size * (int64_t)((PyLongObject *)o)->ob_digit[0];
+    #endif
+      return 1;
+    }
+    """
+    PyObject* vm_call_object(PyObject* callable, PyObject** args, Py_ssize_t n)
+    bint vm_small_int(PyObject* o, int64_t* out)
+
+ctypedef PyObject* (*NewPython)(const Value* v) noexcept
 
 cdef extern from *:
     """
@@ -164,11 +194,11 @@ cdef void drop_python(PyObject* owner) noexcept:
     cdef PyObject* value
     cdef PyObject* traceback
     if owner.ob_refcnt > 1:
-        Py_XDECREF_ptr(owner)
+        Py_DECREF_ptr(owner)
         return
     save_error(&saved)
     PyErr_Fetch(&kind, &value, &traceback)
-    Py_XDECREF_ptr(owner)
+    Py_DECREF_ptr(owner)
     PyErr_Restore(kind, value, traceback)
     restore_error(&saved)
 
@@ -539,29 +569,57 @@ cdef int call_python(void* callable, const Value* args, int32_t n_args, Value* r
     """
     cdef PyObject* small[9]
     cdef PyObject** items = small
-    cdef PyObject* result = NULL
-    cdef int32_t i, made = 0
+    cdef int status
     if n_args > 8:
         items = <PyObject**>memory_alloc((n_args + 1) * sizeof(PyObject*), MEMORY_SCRATCH)
         if items == NULL:
             raise MemoryError(f"call: no memory for {n_args} arguments")
+    status = call_on_values(<PyObject*>callable, args, n_args, items, ret)
+    if n_args > 8:
+        memory_free(items)
+    return status
+
+
+cdef int call_on_values(
+    PyObject* callable, const Value* args, int32_t n_args, PyObject** items, Value* ret
+) except -1:
+    """`call_python` with room for n_args + 1 pointers at `items`."""
+    cdef PyObject* result = NULL
+    cdef int32_t i, made = 0
+    cdef int status = -1
     items[0] = NULL  # spare slot for bound methods
-    try:
-        for i in range(n_args):
-            item = from_value(&args[i])
-            Py_INCREF(item)
-            items[i + 1] = <PyObject*>item
-            made += 1
-        result = PyObject_Vectorcall(<PyObject*>callable, items + 1, n_args | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
-        if result == NULL:
-            return -1
-        to_value(<object>result, ret)
-    finally:
-        for i in range(made):
-            Py_XDECREF_ptr(items[i + 1])
-        Py_XDECREF_ptr(result)
-        if items != small:
-            memory_free(items)
+    while made < n_args:
+        items[made + 1] = new_python(&args[made])
+        if items[made + 1] == NULL:
+            break
+        made += 1
+    if made == n_args:
+        result = vm_call_object(callable, items + 1, n_args)
+    for i in range(made):
+        Py_DECREF_ptr(items[i + 1])
+    if result != NULL:
+        status = from_result(result, ret)
+        Py_DECREF_ptr(result)
+    return status
+
+
+cdef inline PyObject* new_python(const Value* v) noexcept:
+    """A new reference to a Python object for `v`; NULL with an exception set."""
+    if v.tag == VT_INT:
+        return PyLong_FromLongLong(v.bits)
+    return (<NewPython>from_value)(v)
+
+
+cdef inline int from_result(PyObject* result, Value* out) except -1:
+    """`to_value`, with what functions mostly return first."""
+    cdef int64_t number
+    if vm_small_int(result, &number):
+        value_set_int(out, number)
+    elif result.ob_type == <PyTypeObject*>Tensor:
+        value_set_object(out, (<Tensor>result).obj)
+        object_retain((<Tensor>result).obj)
+    else:
+        return to_value(<object>result, out)
     return 0
 
 

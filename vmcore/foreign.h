@@ -12,9 +12,13 @@ static inline int data_is_aligned(const void *data, int64_t nbytes) {
   return nbytes == 0 || ((uintptr_t)data & (FOREIGN_ALIGNMENT - 1)) == 0;
 }
 
-/* Has a bit of FOREIGN_ALIGNMENT - 1 set when a kernel of a library must not get the value of these words as it is: a
+/* out := v, borrowed. Has a bit of FOREIGN_ALIGNMENT - 1 set when a kernel of a library must not get it as it is: a
  * misaligned tensor, or an object of another kind. Adds the bytes of a tensor to *nbytes. */
-static inline uintptr_t foreign_argument(uint64_t tag, int64_t bits, int64_t *nbytes) {
+static inline uintptr_t foreign_argument(const Value *v, Value *out, int64_t *nbytes) {
+  uint64_t tag = v->tag;
+  int64_t bits = v->bits;
+  out->tag = tag; /* two words, as value_copy */
+  out->bits = bits;
   if (VM_UNLIKELY(tag != VT_TENSOR)) return (int32_t)tag >= VT_OBJECT;
   *nbytes += ((const TensorObj *)bits)->nbytes;
   return (uintptr_t)((const TensorObj *)bits)->dl.data;

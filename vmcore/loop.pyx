@@ -294,7 +294,7 @@ cdef extern from "vmcore/foreign.h" nogil:
         PackedFn fn
     int value_align(Value* v, int depth)
     bint value_may_return(const Value* v)
-    uintptr_t foreign_argument(uint64_t tag, int64_t bits, int64_t* nbytes)
+    uintptr_t foreign_argument(const Value* v, Value* out, int64_t* nbytes)
     bint foreign_is_read_only(const Value* v)
     int foreign_result(const LibraryFunction* f, Value* ret, int (*sink)(int kind, const char* message) noexcept nogil)
 
@@ -575,13 +575,15 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             n = site.n_args
             nbytes = 0
             look = 0
-            for k in range(n):
-                v = <Value*>operand_at(base, literals, site.args[k])
-                tag = v.tag
-                bits = v.bits
-                args[k].tag = tag
-                args[k].bits = bits
-                look |= foreign_argument(tag, bits, &nbytes)
+            if likely(n == 3):  # without a loop: two inputs and an output, as most kernels have
+                look = foreign_argument(operand_at(base, literals, site.args[0]), args, &nbytes)
+                look |= foreign_argument(operand_at(base, literals, site.args[1]), args + 1, &nbytes)
+                v = <Value*>operand_at(base, literals, site.args[2])
+                look |= foreign_argument(v, args + 2, &nbytes)
+            else:
+                for k in range(n):
+                    v = <Value*>operand_at(base, literals, site.args[k])
+                    look |= foreign_argument(v, args + k, &nbytes)
             if spend(cx, kernel_ns(site, nbytes)) != 0:
                 break
             if likely(look & (FOREIGN_ALIGNMENT - 1) == 0 and not foreign_is_read_only(v)):

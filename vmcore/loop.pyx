@@ -506,6 +506,19 @@ cdef int recursion_error() noexcept nogil:
     )
 
 
+cdef uintptr_t library_arguments(
+    const CallSite* site, const Value* base, const Value* literals, Value* args
+) noexcept nogil:
+    """args := the arguments of a library's kernel; what `foreign_argument` says of them together. A function apart, and
+    without their size, so that the loop keeps its variables in registers."""
+    cdef uintptr_t look = 0
+    cdef int64_t nbytes = 0  # counted by the caller
+    cdef int32_t k
+    for k in range(site.n_args):
+        look |= foreign_argument(operand_at(base, literals, site.args[k]), args + k, &nbytes)
+    return look
+
+
 cdef inline void store_result(Context* cx, Value* base, const Insn* pc, Value* ret) noexcept nogil:
     """Moves the result of a Call into its register; drops it when the Call has none."""
     if pc.a >= 0:
@@ -574,16 +587,15 @@ cdef int run_loop(Context* cx, VmFunc* func, Value* base, Value* out) noexcept n
             site = <CallSite*>pc.p
             n = site.n_args
             nbytes = 0
-            look = 0
             if likely(n == 3):  # without a loop: two inputs and an output, as most kernels have
                 look = foreign_argument(operand_at(base, literals, site.args[0]), args, &nbytes)
                 look |= foreign_argument(operand_at(base, literals, site.args[1]), args + 1, &nbytes)
                 v = <Value*>operand_at(base, literals, site.args[2])
                 look |= foreign_argument(v, args + 2, &nbytes)
             else:
-                for k in range(n):
-                    v = <Value*>operand_at(base, literals, site.args[k])
-                    look |= foreign_argument(v, args + k, &nbytes)
+                look = library_arguments(site, base, literals, args)
+                nbytes = vm_bytes(args, n)
+                v = <Value*>operand_at(base, literals, site.args[n - 1])
             if spend(cx, kernel_ns(site, nbytes)) != 0:
                 break
             if likely(look & (FOREIGN_ALIGNMENT - 1) == 0 and not foreign_is_read_only(v)):

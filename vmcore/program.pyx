@@ -33,6 +33,8 @@ cdef extern from *:
     int __builtin_popcountll(uint64_t x) noexcept nogil
     int __builtin_ctzll(uint64_t x) noexcept nogil
 
+cdef enum:
+    MAX_SITE_ARGS = 24  # kernels with more operands get no memory of their own
 cdef int REGISTER_BYTES = 16
 cdef int64_t SMALL_STORAGE = 1 << 16     # bytes; beyond, the lock of the allocator is nothing next to the work
 cdef int64_t MAX_KEPT_STORAGES = 64      # of one context, so at most 4 MiB
@@ -428,12 +430,30 @@ cdef int decode_call(
         insn.op = I_CALL_KERNEL
         if callee.packed.direct != NULL:
             make_direct(insn, site, callee.packed.direct)
+            make_site(program, site, callee.packed.direct)
+    return 0
+
+
+cdef int make_site(Program* program, CallSite* site, const DirectEntry* direct) except -1:
+    """Gives a call of a kernel the memory that it asks for."""
+    cdef const Value* literals[MAX_SITE_ARGS]
+    cdef int64_t nbytes
+    cdef int32_t i
+    if direct.site_bytes == NULL or site.n_args > MAX_SITE_ARGS:
+        return 0
+    for i in range(site.n_args):
+        literals[i] = NULL if site.args[i] >= 0 else &program.literals[literal_index(site.args[i])]
+    nbytes = direct.site_bytes(literals, site.n_args)
+    if nbytes > 0:
+        site.self = arena_alloc(&program.sites, <size_t>nbytes)
     return 0
 
 
 cdef void make_direct(Insn* insn, CallSite* site, const DirectEntry* direct) noexcept:
     """Uses a kernel's direct entry where the call has its form: an output register, and no use for a result."""
     cdef int32_t n = 2 if direct.direct2 != NULL else 3
+    if direct.direct2 == NULL and direct.direct3 == NULL:
+        return
     if site.n_args != n or site.args[n - 1] < 0 or insn.a >= 0:
         return
     if n == 2:

@@ -58,10 +58,16 @@ typedef struct KernelEntry {
  * `self`, result and argument array, for the loop to call on registers as they are. Checks all that the first one does. */
 typedef int (*DirectFn2)(const Value *x, const Value *out);
 typedef int (*DirectFn3)(const Value *a, const Value *b, const Value *out);
+typedef int64_t (*SiteBytesFn)(const Value *const *literals, int32_t n_args);
 typedef struct DirectEntry {
   const char *name; /* NULL ends a table */
-  DirectFn2 direct2; /* one of the two; the other is NULL */
+  DirectFn2 direct2; /* one of the two at most; the other is NULL */
   DirectFn3 direct3;
+  /* Zeroed bytes that every call site in a program gets as its `self`, or NULL: what a kernel finds out about its literal
+   * operands is then found out once. literals[i]: operand i where it is a literal, else NULL; never another value later.
+   * OWNERSHIP: the program's, never moved; all threads share them, and nothing is called when they are freed. Calls from
+   * elsewhere have `self` NULL. */
+  SiteBytesFn site_bytes;
 } DirectEntry;
 
 /* ---- objects ------------------------------------------------------------------------------------------------- */

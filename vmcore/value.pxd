@@ -35,6 +35,7 @@ cdef extern from "vmcore/value.h" nogil:
         const char* name
         DirectFn2 direct2
         DirectFn3 direct3
+        int64_t (*site_bytes)(const Value* const* literals, int32_t n_args) noexcept nogil
 
     ctypedef struct Object:
         uint64_t counts

@@ -20,6 +20,7 @@ from pyvm.ir import (
     Var,
     VarBinding,
 )
+from pyvm.ir.source import Source, notes_of
 from pyvm.op.common import same_shape
 from pyvm.op.fused import Operand, Step, encode, format_program, fused_elementwise, is_scalar, is_supported
 from pyvm.op.registry import Op
@@ -28,9 +29,11 @@ from .rewriter import Rewriter, count_uses, operands
 
 _MAX_STEPS = 32
 _MAX_INPUTS = 12
-# Elements between steps that a fused chain must keep out of memory, at least: it decodes its program at each call, 10
-# to 15 ns a step. At 4096 elements, 2 steps are slower fused, 4 break even and 8 gain a third (Zen 4, 2026-11).
-LEAST_SAVED = 3 * 4096
+# A fused chain of that many operators always pays, and a shorter one if it keeps as many elements between its operators
+# out of memory. On 16 to 4096 elements, 4 operators take 0.45 to 0.95 of their time apart and 8 take 0.3 to 0.85; 2
+# take 0.75 to 1.2, and less than 1 from 1024 elements on (Zen 4, 2026-11).
+ALWAYS_FUSED = 4
+LEAST_SAVED = 1024
 
 
 def fuse_elementwise(module: IRModule) -> IRModule:
@@ -64,13 +67,24 @@ class _FuseElementwise(Rewriter):
             return
         steps, args = _program(group)
         fused = fused_elementwise(format_program(steps), *map(self.leaf, args))
-        sources = [member.value.source for member in group if isinstance(member.value, Call) and member.value.source]
-        source = " + ".join(dict.fromkeys(sources)) or None
+        source = _source(group)
         call = Call(fused.op, fused.args, fused.attrs, binding.value.struct_info, source)
         self.keep(VarBinding(binding.var, call, source or binding.source))
 
 
 Groups = dict[Var, list[Binding]]
+
+
+def _source(group: list[Binding]) -> str | None:
+    """Where the operators of a group come from: each name once, all notes, and one more that says what was done."""
+    sources = [member.value.source for member in group if isinstance(member.value, Call) and member.value.source]
+    if not sources:
+        return None
+    names = " -> ".join(member.value.op.name for member in group)  # type: ignore[attr-defined]
+    how = "in one pass over memory, as nothing else reads what lies between"
+    note = f"{len(group)} elementwise operators {how}: {names}"
+    notes = dict.fromkeys((*(text for source in sources for text in notes_of(source)), note))
+    return Source(" + ".join(dict.fromkeys(map(str, sources))), tuple(notes))
 
 
 def _groups_of(block: BindingBlock, uses: dict[Var, int]) -> tuple[Groups, set[Var]]:
@@ -163,7 +177,9 @@ def _is_elementwise(value: Expr) -> bool:
 
 
 def _pays(members: list[Binding], root: Binding) -> bool:
-    """Whether the passes over memory that are saved outweigh decoding the program at each call; a symbolic size may."""
+    """Whether what is saved outweighs setting the program up at each call; a symbolic size may."""
+    if len(members) >= ALWAYS_FUSED:
+        return True
     info = root.value.struct_info
     assert isinstance(info, TensorStructInfo)
     numel = 1

@@ -1,3 +1,4 @@
-from vmcore.value cimport KernelEntry
+from vmcore.value cimport DirectEntry, KernelEntry
 
 cdef const KernelEntry* kernel_table(int* n) noexcept
+cdef const DirectEntry* direct_table() noexcept

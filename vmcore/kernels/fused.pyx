@@ -9,7 +9,7 @@ from vmcore.kernels.elementwise cimport unary_table
 from vmcore.kernels.workspace cimport SLOT_OTHER, workspace
 from vmcore.status cimport fail
 from vmcore.threads cimport parallel_for, thread_count
-from vmcore.value cimport KernelEntry, Value
+from vmcore.value cimport DirectEntry, KernelEntry, Value
 
 cdef extern from "vmcore/kernels/fused.h" nogil:
     ctypedef struct FusedOp:
@@ -32,6 +32,7 @@ cdef extern from "vmcore/kernels/fused.h" nogil:
     void fused_init(int isa)
     int vm_isa_detect()
     int fused_door(void* self, const Value* args, int32_t n_args, Value* ret)
+    const DirectEntry* fused_direct
 
 
 cdef void* _scratch(size_t nbytes) noexcept nogil:
@@ -82,6 +83,10 @@ _table[0].ns_per_byte = 0.1
 cdef const KernelEntry* kernel_table(int* n) noexcept:
     n[0] = 1
     return _table
+
+
+cdef const DirectEntry* direct_table() noexcept:
+    return fused_direct
 
 
 args_bind(fail)

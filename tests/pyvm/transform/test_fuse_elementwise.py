@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 import pyvm
 from pyvm import op
 from pyvm.ir import BlockBuilder, Expr, IRModule, SymVar, TensorStructInfo, Tuple, Var, check_well_formed, parse
+from pyvm.ir.source import Source, notes_of
 from pyvm.transform import DEFAULT_PIPELINE, fuse_elementwise
-from pyvm.transform.fuse_elementwise import LEAST_SAVED
+from pyvm.transform.fuse_elementwise import ALWAYS_FUSED, LEAST_SAVED
 from tests.ir_evaluator import run_module
 from tests.ir_text import build, expect, tensor
 
@@ -143,6 +144,41 @@ def test_small_chains_stay_apart() -> None:
     assert not is_fused(build(body, x=tensor(LEAST_SAVED // 2 - 1)))
     assert is_fused(build(body, x=tensor(LEAST_SAVED // 2)))
     assert is_fused(build(body, x=tensor(N)))
+
+
+def test_four_operators_are_fused_at_any_size() -> None:
+    def body(bb, x, count):
+        for i in range(count):
+            x = bb.emit(op.exp(x), f"v{i}")
+        return x
+
+    for count in (ALWAYS_FUSED - 1, ALWAYS_FUSED):
+        module = build(lambda bb, x, count=count: body(bb, x, count), x=tensor(4))
+        assert ("fused_elementwise" in str(fused(module))) == (count == ALWAYS_FUSED)
+
+
+def test_sources_and_their_notes_stay() -> None:
+    """Explanations and profiles still name all operators, and what passes did to them before."""
+
+    def body(bb, x):
+        a = bb.emit(op.mul(x, F32(2)), "a")
+        b = bb.emit(op.exp(a), "b")
+        return bb.emit(op.tanh(b), "c")
+
+    module = build(body, x=tensor(N))
+    bindings = [binding for block in module["main"].body.blocks for binding in block.bindings]
+    for binding, source in zip(bindings, (Source("scale", ("was a division",)), "curve", "curve"), strict=False):
+        binding.value.source = binding.source = source
+    (call,) = (
+        binding.source
+        for block in fused(module)["main"].body.blocks
+        for binding in block.bindings
+        if "fused_elementwise" in str(binding.value)
+    )
+    assert call == "scale + curve"
+    first, second = notes_of(call)
+    assert first == "was a division"
+    assert second.startswith("3 elementwise operators") and second.endswith("mul -> exp -> tanh")
 
 
 def test_operators_do_not_move_where_that_needs_memory() -> None:

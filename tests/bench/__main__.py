@@ -3,6 +3,7 @@
 dispatch      ns per instruction, call and entry, next to TVM
 instructions  machine instructions of the same programs
 tiny          latency of tiny models at one and two threads, next to ONNX Runtime
+fusion        chains of elementwise operators on a million elements, next to numpy and numexpr
 models        latency of real networks, next to ONNX Runtime
 startup       cold start, peak memory, cost of the import
 files         loading a large .vmx, sharing its pages, size of the wheel
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from tests.bench.report import machine, markdown, save
 
-NAMES = ("dispatch", "instructions", "tiny", "models", "startup", "files", "threads", "memory", "compile")
+NAMES = ("dispatch", "instructions", "tiny", "fusion", "models", "startup", "files", "threads", "memory", "compile")
 MODULES = {"compile": "compiling"}  # where the module is not called like the benchmark
 
 

@@ -148,7 +148,7 @@ def machine() -> dict[str, object]:
     except OSError:
         model = platform.processor()
     versions = {}
-    for package in ("numpy", "scipy", "apache-tvm", "onnxruntime", "onnx"):
+    for package in ("numpy", "scipy", "apache-tvm", "onnxruntime", "onnx", "numexpr"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -8,7 +8,8 @@ constant-kind, memory-scope, debug-info.
 Rules of the code: instr-offset (instructions follow each other without gap or overlap, from the first word to the
 last), opcode, truncated, call-args, callee-index, callee-arity, dst-register, arg-kind, arg-register, arg-constant,
 arg-function, ret-register, if-register, if-offset, goto-offset, jump-target (an instruction of the same function),
-fall-through, undefined-register (a register is written on every path before it is read), flow-limit.
+fall-through, undefined-register (a register is written on every path before it is read), flow-limit, code-size (at most
+2**30 - 1 instructions).
 
 Cost: one pass over the words, and for functions with jumps a data-flow analysis. That one is bounded: a program whose
 analysis would need more than MAX_FLOW_WORK steps is refused (rule flow-limit); compiled models stay far below it.
@@ -536,11 +537,11 @@ def _fail(str rule, str message, function=None, pc=None):
     raise VerifyError(f"verify: {where + ': ' if where else ''}{message} [{rule}]", rule=rule, function=function, pc=pc)
 
 
-cdef int check_utf8(str text, str rule, str what) except -1:
+cdef int check_utf8(str text, str rule, str what, function=None) except -1:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        _fail(rule, f"{what} {text!a} is not valid UTF-8")
+        _fail(rule, f"{what} {text!a} is not valid UTF-8", function)
     return 0
 
 
@@ -574,7 +575,7 @@ cdef int check_row(object info, Py_ssize_t index, FunctionRow* row, int64_t n_in
     for param in params:
         if not isinstance(param, str):
             _fail("param-names", f"parameter name {param!r} is not a string", name)
-        check_utf8(param, "param-names", "the parameter name")
+        check_utf8(param, "param-names", "the parameter name", name)
     if row.kind == FunctionKind.KIND_NATIVE:
         if row.start_instr != 0 or row.end_instr != 0:
             _fail("function-range", f"a compiled function has instructions {row.start_instr}..{row.end_instr}", name)

@@ -1,5 +1,5 @@
 """Assembler text: written by hand in tests, printed by `pyvm dis`. `assemble(disassemble(e)) == e` for every executable
-whose words are a sequence of instructions, whether or not the verifier accepts it.
+made of integers, strings and constants, whether or not the verifier accepts it.
 
     ; a comment
     func @main(%0 x, %1 flag) regs=3
@@ -27,6 +27,16 @@ Statements
     table @A, @B, ...                   puts functions into the table in this order; other names follow in order of
                                         first mention
     scope c[N] = "text"  ·  signature @F {json}  ·  meta "key" = "value"
+
+Statements for what compilers never write and the verifier refuses; the disassembler falls back on them
+    entry @NAME kind=K args=N start=A end=B regs=N params=["a"]
+                                        a row of the function table as it is; what is left out is as in a packed one
+    code                                the instructions after it belong to those rows that say so
+    words W, W, ...                     words after the last instruction, without an offset
+    offsets N, N, ...                   the instruction offsets, in place of those that follow from the instructions
+    debug ["text", none, ...]  ·  notes [...]
+                                        what `!` and `?` say, however many
+    c[N] = any VALUE                    a value that is no constant: none, true, false, an integer, [VALUE, ...]
 
 Arguments of a call: registers, integers (immediates; constants when they need more than 56 bits), c[N], @F or f[N],
 word(W) for a raw word, and literals, which become constants, equal ones the same, numbered in order of first mention

@@ -9,6 +9,7 @@ import struct
 
 import numpy as np
 
+from vmcore.errors import FormatError
 from vmcore.types import BitsArray, DataType, Shape, tensor_dtype
 
 from ..executable import Constant
@@ -65,7 +66,32 @@ def _listed(text: str, dtype: np.dtype) -> bytes:
         return np.array(values, dtype=np.float64 if dtype.kind == "f" else object).astype(dtype).tobytes()
 
 
+def is_constant(value: object) -> bool:
+    """Whether the pool can hold it."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and -(2**63) <= value < 2**63
+    if isinstance(value, np.ndarray):
+        return value.flags.c_contiguous and value.dtype.isnative and value.dtype.kind in "biufc"
+    return isinstance(value, (Shape, DataType, str, float))
+
+
+def any_text(value: object) -> str:
+    """A value that no pool holds, as it stands behind `any`. Raises FormatError if the assembler has no form for it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(any_text, value))}]"
+    raise FormatError(f"cannot be written as text: a constant of type {type(value).__name__}")
+
+
 def constant_text(value: Constant) -> str:
+    """A constant as the assembler reads it; of a value that is none, its `any` form. Raises FormatError."""
+    if not is_constant(value):
+        return f"any {any_text(value)}"
     if isinstance(value, np.ndarray):
         return tensor_text(value)
     if isinstance(value, Shape):
@@ -75,4 +101,6 @@ def constant_text(value: Constant) -> str:
         return text if text.startswith("dtype(") else f"dtype({text})"
     if isinstance(value, str):
         return quoted(value)
-    return float_text(value) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return float_text(value)
+    return str(value)

@@ -27,6 +27,7 @@ from ..executable import (
     tensor_numpy_dtype,
 )
 from .line import Line
+from .literals import is_constant
 from .words import CALL, CONSTANT, FUNCTION, GOTO, IF, IMMEDIATE, IMMEDIATE_LIMIT, REGISTER, RET
 
 
@@ -44,7 +45,12 @@ class _Assembler:
         self.scopes: dict[int, str] = {}
         self.signatures: dict[str, Signature] = {}
         self.metadata: dict[str, str] = {}
+        self.trailing: list[int] = []
+        self.offsets: list[int] | None = None
+        self.all_sources: list[str | None] | None = None
+        self.all_notes: list[str | None] | None = None
         self.current: FunctionInfo | None = None
+        self.defined: set[int] = set()
         self.labels: dict[str, int] = {}
         self.jumps: list[tuple[int, int, str, Line]] = []
         self.count_registers = False
@@ -62,9 +68,11 @@ class _Assembler:
         name = line.function()
         if not name:
             raise line.fail("a function needs a name")
-        info = self.functions[self.mention(name)]
-        if info.kind != PACKED_FUNC:
+        index = self.mention(name)
+        info = self.functions[index]
+        if index in self.defined:
             raise line.fail(f"function {name!r} is defined twice")
+        self.defined.add(index)
         info.kind, info.num_args = kind, 0
         if line.accept("("):
             params = line.items(")", lambda: self.param(line))
@@ -85,7 +93,7 @@ class _Assembler:
                 info.num_args = line.int64(line.integer())
             elif key == "params":
                 line.next("punct", "[")
-                info.param_names = line.items("]", line.string)
+                info.param_names = line.items("]", lambda: line.string(any_text=True))
             else:
                 raise line.fail(f"unknown property {key!r}; there are regs, args and params")
         if kind == VM_FUNC:
@@ -94,11 +102,36 @@ class _Assembler:
         elif self.count_registers:
             info.register_file_size = info.num_args + 1
 
+    def entry(self, line: Line) -> None:
+        """A row of the table: the one that was mentioned under this name, or, if that is defined, one more."""
+        self.close()
+        name = line.function()
+        index = self.mention(name)
+        if index in self.defined:
+            index = len(self.functions)
+            self.functions.append(FunctionInfo(PACKED_FUNC, name))
+        self.defined.add(index)
+        info = self.functions[index]
+        fields = {
+            "kind": "kind", "args": "num_args", "start": "start_instr", "end": "end_instr",
+            "regs": "register_file_size",
+        }  # fmt: skip
+        while line.kind == "word":
+            key = line.next("word")
+            line.next("punct", "=")
+            if key == "params":
+                line.next("punct", "[")
+                info.param_names = line.items("]", lambda: line.string(any_text=True))
+            elif key in fields:
+                setattr(info, fields[key], line.integer())
+            else:
+                raise line.fail(f"unknown property {key!r}; there are {', '.join(fields)} and params")
+
     def param(self, line: Line) -> tuple[int, str | None]:
         register = line.register()
         if line.kind == "word":
             return register, line.next("word")
-        return register, line.string() if line.kind == "string" else None
+        return register, line.string(any_text=True) if line.kind == "string" else None
 
     def close(self) -> None:
         """Ends the body of the current function."""
@@ -189,7 +222,7 @@ class _Assembler:
         """A constant, or None if the next token starts none."""
         kind, text = line.peek()
         if kind == "string":
-            return line.string()
+            return line.string(any_text=True)
         if kind == "number":
             if re.match(r"[+-]?(0[xX]|\d+\Z)", text):
                 return line.int64(line.integer())
@@ -213,6 +246,25 @@ class _Assembler:
             value = struct.unpack("<d", struct.pack("<Q", bits))[0]
         line.next("punct", ")")
         return value
+
+    def anything(self, line: Line, depth: int = 0) -> Any:
+        """A value that no pool holds."""
+        if line.accept("["):
+            if depth > 50:
+                raise line.fail("lists nested deeper than 50")
+            return line.items("]", lambda: self.anything(line, depth + 1))
+        if line.kind == "string":
+            return line.string(any_text=True)
+        if line.kind == "number":
+            return line.integer()
+        word = line.next("word")
+        if word not in ("none", "true", "false"):
+            raise line.fail(f"{word[:40]!r} is no value")
+        return None if word == "none" else word == "true"
+
+    def texts(self, line: Line) -> list[str | None]:
+        line.next("punct", "[")
+        return line.items("]", lambda: None if line.accept("none") else line.string())
 
     # ---- statements
 
@@ -261,6 +313,13 @@ class _Assembler:
         else:
             words.append(line.int64(line.integer()))
 
+    def integers(self, line: Line) -> list[int]:
+        """At least one, separated by commas."""
+        values = [line.int64(line.integer())]
+        while line.accept(","):
+            values.append(line.int64(line.integer()))
+        return values
+
     def instruction(self, line: Line, name: str) -> None:
         if self.current is None:
             raise line.fail("an instruction outside of a function")
@@ -287,9 +346,7 @@ class _Assembler:
             line.next("punct", ",")
             self.jump(line, words)
         else:
-            words = [line.int64(line.integer())]
-            while line.accept(","):
-                words.append(line.int64(line.integer()))
+            words = self.integers(line)
         self.code.append(words)
         self.sources.append(line.string() if line.accept("!") else None)
         self.notes.append(line.string() if line.accept("?") else None)
@@ -306,6 +363,20 @@ class _Assembler:
             self.labels[name] = len(self.code)
         elif name in ("func", "native"):
             self.define(line, VM_FUNC if name == "func" else VMTIR_FUNC)
+        elif name == "entry":
+            self.entry(line)
+        elif name == "code":
+            self.close()
+            self.current = FunctionInfo(VM_FUNC, "code", start_instr=len(self.code))  # of no row of the table
+            self.count_registers = False
+        elif name == "words":
+            self.trailing += self.integers(line)
+        elif name == "offsets":
+            self.offsets = (self.offsets or []) + self.integers(line)
+        elif name == "debug":
+            self.all_sources = self.texts(line)
+        elif name == "notes":
+            self.all_notes = self.texts(line)
         elif name == "table":
             self.mention(line.function())
             while line.accept(","):
@@ -313,8 +384,8 @@ class _Assembler:
         elif name == "c":
             index = self.subscript(line)
             line.next("punct", "=")
-            value = self.literal(line)
-            if value is None:
+            value: Any = self.anything(line) if line.accept("any") else self.literal(line)
+            if value is None and line.tokens[line.at - 1][1] != "none":
                 raise line.fail(f"{line.peek()[1][:40]!r} is no constant")
             if index in self.explicit:
                 raise line.fail(f"constant c[{index}] is defined twice")
@@ -323,7 +394,7 @@ class _Assembler:
             line.next("word", "c")
             index = line.int64(self.subscript(line))
             line.next("punct", "=")
-            self.scopes[index] = line.string()
+            self.scopes[index] = line.string(any_text=True)
         elif name == "meta":
             key = line.string()
             line.next("punct", "=")
@@ -342,7 +413,11 @@ class _Assembler:
 
     def pool(self) -> list[Constant]:
         """Numbers the literals and puts their numbers into the code."""
-        known = {constant_key(value): index for index, value in sorted(self.explicit.items(), reverse=True)}
+        known = {
+            constant_key(value): index
+            for index, value in sorted(self.explicit.items(), reverse=True)
+            if not isinstance(value, list)  # no constant, and not hashable
+        }
         free = 0
         numbers = []
         for value in self.literals:
@@ -365,17 +440,24 @@ class _Assembler:
         self.close()
         constants = self.pool()
         sizes = [len(words) for words in self.code]
-        return VMExecutable(
+        offsets = np.cumsum([0, *sizes[:-1]], dtype=np.int64) if sizes else np.zeros(0, dtype=np.int64)
+        if self.offsets is not None:
+            offsets = np.array(self.offsets, dtype=np.int64)
+        odd = {i: value for i, value in enumerate(constants) if not is_constant(value)}
+        executable = VMExecutable(
             self.functions,
-            constants,
-            np.cumsum([0, *sizes[:-1]], dtype=np.int64) if sizes else np.zeros(0, dtype=np.int64),
-            np.array([word for words in self.code for word in words], dtype=np.int64),
+            [0 if i in odd else value for i, value in enumerate(constants)],
+            offsets,
+            np.array([word for words in (*self.code, self.trailing) for word in words], dtype=np.int64),
             self.scopes,
-            DebugInfo(self.sources),
+            DebugInfo(self.sources if self.all_sources is None else self.all_sources),
             self.signatures,
             self.metadata,
-            DebugInfo(self.notes),
+            DebugInfo(self.notes if self.all_notes is None else self.all_notes),
         )
+        for index, value in odd.items():
+            executable.constants[index] = value
+        return executable
 
 
 def assemble(text: str) -> VMExecutable:

@@ -47,4 +47,4 @@ print(
 )
 if not whole:
     print(f"{options.cases - supervisor.done} cases are left")
-sys.exit(1 if supervisor.findings else 3 if not whole else 0)
+sys.exit(3 if not whole else bool(supervisor.findings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import pickle
 import random
@@ -244,7 +245,8 @@ def _change_initializer(model: ModelProto, graph: GraphProto, rng: random.Random
         if value.name == name and rng.random() < 0.7:
             tensor_type = value.type.tensor_type
             shape = [dim.dim_value for dim in tensor_type.shape.dim]
-            if _is_common(value) and tensor_type.elem_type != TensorProto.BFLOAT16 and 0 <= np.prod(shape) < 1000:
+            plain = _is_common(value) and tensor_type.elem_type != TensorProto.BFLOAT16
+            if plain and all(0 <= dim < 100 for dim in shape) and math.prod(shape) < 1000:
                 dtype = helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
                 array = np.full(shape, rng.choice((0, 1, 1, 2, 7)), dtype)
             if rng.random() < 0.5:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from pyvm.asm import assemble, disassemble, instruction_text
-from pyvm.executable import FunctionInfo, VMExecutable
+from pyvm.executable import PACKED_FUNC, VM_FUNC, DebugInfo, FunctionInfo, VMExecutable
 from tests.executables import SAMPLE, executables, mutations, sample
 from tests.reference_vm import run
 from vmcore.errors import ExecutableError, FormatError
@@ -187,7 +188,14 @@ def test_register_counts_default_to_what_is_mentioned() -> None:
         ("meta 3 = 4", "expected string"),
         ("signature @f {", "not JSON"),
         ("signature f {}", "needs a function name"),
-        ('c[0] = "\\ud800"', "no valid string"),
+        ('meta "a" = "\\ud800"', "no valid string"),
+        ("entry @f size=3", "unknown property 'size'"),
+        ("entry f", "expected function"),
+        ("words", "expected number"),
+        ("offsets 9223372036854775808", "64 bits"),
+        ("c[0] = any x", "'x' is no value"),
+        ("c[0] = any " + "[" * 60, "nested deeper"),
+        ("debug [1]", "expected string"),
         ("func @f() regs=1 ยง", "is no token"),
         ("\x00", "is no token"),
         ("c[0] = " + "9" * 5000, "no integer"),
@@ -199,6 +207,60 @@ def test_errors_name_the_line(text: str, message: str) -> None:
     assert str(caught.value).startswith("asm")
 
 
+def odd_executables() -> Iterator[VMExecutable]:
+    """Tables, offsets and pools that no compiler writes."""
+    for index, fields in (
+        (0, {"name": "helper"}), (0, {"name": ""}), (0, {"name": "a\0b"}), (0, {"name": "\ud800"}),
+        (0, {"start_instr": 1}), (0, {"end_instr": 100}), (0, {"end_instr": 2**64}), (0, {"kind": 9}), (0, {"kind": 0}),
+        (1, {"num_args": 2}), (1, {"param_names": ["a"]}), (5, {"start_instr": 1}), (3, {"start_instr": 3}),
+        (0, {"param_names": ["a", "\ud800"]}), (3, {"register_file_size": 2**70}),
+    ):  # fmt: skip
+        executable = sample()
+        for key, value in fields.items():
+            setattr(executable.functions[index], key, value)
+        yield executable
+    for offsets in ([], [0], [5, 3], [0, 2**63 - 1], [-1]):
+        executable = sample()
+        executable.instr_offset = np.array(offsets, dtype=np.int64)
+        yield executable
+    for constant in (None, True, [], [None, [1, "x"], False], 2**63, -(2**80), "\ud800"):
+        executable = sample()
+        executable.constants[2] = constant  # type: ignore[call-overload]
+        yield executable
+    executable = sample()
+    executable.instr_data = np.append(executable.instr_data, 7)
+    yield executable
+    executable = sample()
+    executable.debug = DebugInfo(["one", None])
+    executable.notes = DebugInfo([None, "two", None])
+    yield executable
+    yield VMExecutable(functions=[FunctionInfo(PACKED_FUNC, "a"), FunctionInfo(PACKED_FUNC, "a")])
+    executable = sample()
+    executable.memory_scopes = {0: "\ud800"}
+    yield executable
+
+
+@pytest.mark.parametrize("executable", list(odd_executables()))
+def test_what_the_verifier_refuses_has_a_text_too(executable: VMExecutable) -> None:
+    text = disassemble(executable)
+    assert text.isascii()
+    assert assemble(text) == executable
+    assert disassemble(assemble(text)) == text
+    with pytest.raises(ExecutableError):
+        executable.verify()
+
+
+def test_rows_and_code_by_hand() -> None:
+    executable = assemble(
+        'entry @f kind=1 start=0 end=1 args=1 regs=1 params=["x"]\nentry @g\n'
+        "code\n call @g (%0)\n goto end\nend:\n ret %0"
+    )
+    assert executable.functions == [
+        FunctionInfo(VM_FUNC, "f", 0, 1, 1, 1, ["x"]), FunctionInfo(PACKED_FUNC, "g"),
+    ]  # fmt: skip
+    assert executable.instr_offset.tolist() == [0, 5, 7]
+
+
 def test_executables_without_a_text() -> None:
     def fails(**fields: object) -> None:
         executable = sample()
@@ -207,17 +269,18 @@ def test_executables_without_a_text() -> None:
         with pytest.raises(FormatError):
             disassemble(executable)
 
-    fails(name="helper")
-    fails(name="")
-    fails(start_instr=1)
-    fails(end_instr=100)
-    fails(kind=9)
-    fails(kind=0)
+    fails(start_instr="x")
+    fails(name=None)
+    for constant in (b"bytes", {}, np.zeros((4, 2)).T, np.zeros(2, ">f4"), np.zeros(1, object)):
+        executable = sample()
+        executable.constants[2] = constant  # type: ignore[call-overload]
+        with pytest.raises(FormatError):
+            disassemble(executable)
     executable = sample()
     executable.instr_offset = executable.instr_offset[::-1].copy()
-    for text in (disassemble, VMExecutable.as_text):
-        with pytest.raises(FormatError, match="consecutive"):
-            text(executable)
+    assert assemble(disassemble(executable)) == executable
+    with pytest.raises(FormatError, match="consecutive"):
+        executable.as_text()
 
 
 def test_instruction_text() -> None:

@@ -1,7 +1,13 @@
-"""Every rule of the verifier has a program that breaks exactly it."""
+"""Every rule of the verifier has a program in assembler text that breaks exactly it.
+
+One rule has none: code-size, since a program of more than 2**30 instructions is a text of gigabytes. What is broken by
+hand at the end are objects that neither a file nor a text can hold: fields that are no integers, names that are no
+strings, constants of foreign types and arrays that are not compact.
+"""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
@@ -83,22 +89,69 @@ def test_code_rule(rule: str, pc: int, text: str) -> None:
     assert rule in str(error) and "@f" in str(error) and str(pc) in str(error)
 
 
+FLOW = 16_500  # so many registers through so many blocks are more steps than the verifier takes
 TABLE = [
-    ("function-args", "func @f args=-3 regs=1\n ret %void"),
-    ("function-args", "func @f(%0, %1) regs=1\n ret %void"),
-    ("function-args", f"func @f args={MAX_ARGS + 1} regs={MAX_REGISTERS}\n ret %void"),
-    ("register-limit", f"func @f() regs={MAX_REGISTERS + 1}\n ret %void"),
-    ("register-limit", "func @f() regs=-1\n ret %void"),
-    ("native-registers", "native @f(%0) regs=1"),
-    ("param-names", 'func @f args=2 params=["a"] regs=2\n ret %void'),
-    ("function-range", "func @f() regs=1"),
-]
+    ("function-kind", "f", "entry @f kind=3 end=1 args=0 regs=1\ncode\n ret %void"),
+    ("function-kind", "f", "entry @f kind=-1"),
+    ("function-name", None, 'entry @""'),
+    ("function-name", None, 'func @"a\\u0000b"() regs=1\n ret %void'),
+    ("function-name", None, 'func @"\\ud800"() regs=1\n ret %void'),
+    ("function-name-unique", "f", "func @f() regs=1\n ret %void\nentry @f"),
+    ("packed-fields", "f", "entry @f args=2"),
+    ("packed-fields", "f", "entry @f end=2"),
+    ("packed-fields", "f", "entry @f start=1"),
+    ("packed-fields", "f", "entry @f regs=2"),
+    ("packed-fields", "f", 'entry @f params=["a"]'),
+    ("function-range", "f", "func @f() regs=1"),
+    ("function-range", "f", "entry @f kind=2 start=1 args=0 regs=1"),
+    ("function-range", "f", "entry @f kind=1 start=-1 end=1 args=0 regs=1\ncode\n ret %void"),
+    ("function-range", "f", "entry @f kind=1 start=0 end=2 args=0 regs=1\ncode\n ret %void"),
+    ("function-range", "f", "entry @f kind=1 start=1 end=0 args=0 regs=1\ncode\n ret %void"),
+    ("function-range", "f", f"entry @f kind=1 end={2**64} args=0 regs=1\ncode\n ret %void"),
+    ("function-args", "f", "func @f args=-3 regs=1\n ret %void"),
+    ("function-args", "f", "func @f(%0, %1) regs=1\n ret %void"),
+    ("function-args", "f", f"func @f args={MAX_ARGS + 1} regs={MAX_REGISTERS}\n ret %void"),
+    ("register-limit", "f", f"func @f() regs={MAX_REGISTERS + 1}\n ret %void"),
+    ("register-limit", "f", "func @f() regs=-1\n ret %void"),
+    ("native-registers", "f", "native @f(%0) regs=1"),
+    ("param-names", "f", 'func @f args=2 params=["a"] regs=2\n ret %void'),
+    ("param-names", "f", 'func @f args=1 params=["\\ud800"] regs=2\n ret %void'),
+    ("function-overlap", "f", "func @g() regs=1\n ret %void\n ret %void\n"
+     "entry @f kind=1 start=1 end=2 args=0 regs=1"),
+    ("orphan-code", None, "code\n ret %void"),
+    ("orphan-code", None, "code\n ret %void\nfunc @f() regs=1\n ret %void"),
+    ("orphan-code", None, "func @f() regs=1\n ret %void\ncode\n ret %void\nfunc @g() regs=1\n ret %void"),
+    ("instr-offset", None, "func @f() regs=1\n ret %void\nwords 7"),
+    ("instr-offset", "f", "func @f() regs=1\n call @g ()\n ret %void\noffsets 0, 3"),
+    ("instr-offset", "f", "func @f() regs=1\n call @g ()\n ret %void\noffsets 1, 4"),
+    ("instr-offset", "f", "func @f() regs=1\n call @g ()\n ret %void\noffsets 0, 5"),
+    ("instr-offset", "f", f"func @f() regs=1\n call @g ()\n ret %void\noffsets 0, {2**63 - 1}"),
+    ("instr-offset", "f", "func @f() regs=1\n call @g ()\n ret %void\noffsets 0, -4"),
+    ("instr-offset", "f", "func @f() regs=1\n call @g ()\n ret %void\noffsets -1, 4"),
+    ("constant-kind", None, "c[0] = any none"),
+    ("constant-kind", None, "c[0] = any true"),
+    ("constant-kind", None, 'c[0] = any [1, "x"]'),
+    ("constant-kind", None, f"c[0] = any {2**63}"),
+    ("constant-kind", None, 'c[0] = "\\ud800"'),
+    ("memory-scope", None, 'c[0] = 1\nscope c[0] = "\\ud800"'),
+    ("debug-info", None, 'func @f() regs=1\n ret %void\ndebug ["x", none]'),
+    ("flow-limit", "f", "".join((
+        f"func @f() regs={FLOW}\n", *(f" call @g () -> %{i}\n" for i in range(FLOW)), " goto +1\n" * FLOW,
+        *(f" call @g ({', '.join(f'%{i}' for i in range(at, at + 500))})\n" for at in range(0, FLOW, 500)),
+        " ret %void",
+    ))),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("rule", "text"), TABLE)
-def test_table_rule(rule: str, text: str) -> None:
+@pytest.mark.parametrize(("rule", "function", "text"), TABLE, ids=[f"{t[0]}-{i}" for i, t in enumerate(TABLE)])
+def test_table_rule(rule: str, function: str | None, text: str) -> None:
     error = broken(assemble(text))
-    assert (error.rule, error.function) == (rule, "f"), str(error)
+    assert (error.rule, error.function) == (rule, function), str(error)
+
+
+def test_every_rule_has_a_text() -> None:
+    described = re.findall(r"[a-z]+(?:-[a-z]+)+|opcode|truncated", vmcore.verify.__doc__.split("\n\nCost")[0])
+    assert {rule for rule, *_ in (*CODE, *TABLE)} == set(described) - {"load-time", "well-formed"} - {"code-size"}
 
 
 def edited(index: int, **fields: object) -> VMExecutable:
@@ -108,78 +161,31 @@ def edited(index: int, **fields: object) -> VMExecutable:
     return executable
 
 
-PACKED, MAIN, HELPER, NATIVE = 1, 0, 3, 5  # positions in the table of the sample
-
-
 @pytest.mark.parametrize(
     ("rule", "executable"),
     [
-        ("function-kind", edited(MAIN, kind=3)),
-        ("function-kind", edited(MAIN, kind=-1)),
-        ("function-name", edited(MAIN, name="")),
-        ("function-name", edited(MAIN, name="a\0b")),
-        ("function-name", edited(MAIN, name="\ud800")),
-        ("function-name", edited(MAIN, name=None)),
-        ("function-name-unique", edited(MAIN, name="helper")),
-        ("packed-fields", edited(PACKED, num_args=2)),
-        ("packed-fields", edited(PACKED, end_instr=2)),
-        ("packed-fields", edited(PACKED, register_file_size=2)),
-        ("packed-fields", edited(PACKED, param_names=["a"])),
-        ("function-range", edited(NATIVE, start_instr=1)),
-        ("function-range", edited(MAIN, start_instr=-1)),
-        ("function-range", edited(MAIN, end_instr=100)),
-        ("function-range", edited(MAIN, end_instr=2**64)),
-        ("function-range", edited(MAIN, start_instr="x")),
-        ("function-overlap", edited(HELPER, start_instr=3)),
-        ("orphan-code", edited(MAIN, end_instr=6)),
-        ("orphan-code", edited(MAIN, start_instr=1)),
-        ("orphan-code", edited(HELPER, kind=2, start_instr=0, end_instr=0)),
-        ("param-names", edited(MAIN, param_names=["a", 1])),
-        ("param-names", edited(MAIN, param_names=["a", "\ud800"])),
+        ("function-name", edited(0, name=None)),
+        ("function-range", edited(0, start_instr="x")),
+        ("param-names", edited(0, param_names=["a", 1])),
     ],
 )
-def test_table_rule_by_hand(rule: str, executable: VMExecutable) -> None:
-    names = [info.name for info in sample().functions]
-    assert [names[i] for i in (MAIN, PACKED, HELPER, NATIVE)] == [
-        "main",
-        "vm.builtin.check_tensor_info",
-        "helper",
-        "native",
-    ]
+def test_fields_that_no_file_holds(rule: str, executable: VMExecutable) -> None:
     assert broken(executable).rule == rule
 
 
-@pytest.mark.parametrize("offsets", [[0, 3], [1, 4], [0, 5], [0, 2**63 - 1], [0, -4], [-1, 4]])
-def test_offsets(offsets: list[int]) -> None:
-    executable = assemble("func @f() regs=1\n call @g ()\n ret %void")
-    assert executable.instr_offset.tolist() == [0, 4]
-    executable.instr_offset = np.array(offsets)
-    assert broken(executable).rule == "instr-offset"
-
-
-def test_words_after_the_last_instruction() -> None:
-    executable = assemble("func @f() regs=1\n ret %void")
-    executable.instr_data = np.append(executable.instr_data, 7)
-    assert broken(executable).rule == "instr-offset"
-
-
 @pytest.mark.parametrize(
-    "constant",
-    [None, [1], True, 2**63, b"bytes", np.zeros((4, 2)).T, np.zeros(2, ">f4"), np.zeros(1, object), "\ud800"],
+    "constant", [b"bytes", np.zeros((4, 2)).T, np.zeros(2, ">f4"), np.zeros(1, object)], ids=lambda c: type(c).__name__
 )
-def test_constant_kind(constant: object) -> None:
+def test_constants_that_no_file_holds(constant: object) -> None:
     executable = sample()
     executable.constants[2] = constant  # type: ignore[call-overload]
     assert broken(executable).rule == "constant-kind"
 
 
-def test_memory_scope_and_debug() -> None:
+def test_memory_scopes_that_no_file_holds() -> None:
     executable = sample()
     executable.memory_scopes = {0: 3}  # type: ignore[dict-item]
     assert broken(executable).rule == "memory-scope"
-    executable = sample()
-    executable.debug.indices = executable.debug.indices[:-1]
-    assert broken(executable).rule == "debug-info"
 
 
 ACCEPTED = [
@@ -298,30 +304,14 @@ def test_large_programs_are_fast() -> None:
     assert executable.instr_data.nbytes / (time.perf_counter() - start) > 50e6
 
 
-def long_live_ranges(n: int) -> VMExecutable:
-    """n registers that are written at the start and read in a chain of n blocks at the end: n * n / 2 steps."""
-    code = [[1, 1 + i, 1, 0] for i in range(n)]
-    for i in range(n):
-        code.append([4, 0, 2])
-        code.append([1, 2**54, 1, 1, 1 + i])
-    code.append([2, 0])
-    sizes = np.array([len(words) for words in code])
-    return VMExecutable(
-        [FunctionInfo(VM_FUNC, "f", 0, len(code), 1, n + 1), FunctionInfo(0, "g")],
-        instr_offset=np.concatenate([[0], np.cumsum(sizes)[:-1]]),
-        instr_data=np.array([w for words in code for w in words]),
-    )
-
-
 def test_adversarial_flow_is_bounded() -> None:
     """What would take quadratic time is refused after a stated number of steps."""
-    long_live_ranges(3000).verify()
-    executable = long_live_ranges(30_000)
+    rule, _, text = TABLE[-1]
+    executable = assemble(text)
     start = time.perf_counter()
-    error = broken(executable)
-    assert (error.rule, error.function, error.pc) == ("flow-limit", "f", None)
+    assert broken(executable).rule == rule == "flow-limit"
     assert time.perf_counter() - start < 10
-    assert vmcore.verify.MAX_FLOW_WORK == 2**28
+    assert FLOW**2 > vmcore.verify.MAX_FLOW_WORK == 2**28
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)

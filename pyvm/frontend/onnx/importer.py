@@ -200,7 +200,7 @@ class GraphImporter:
         cond = node.constant(0) if node.op_type == "If" and not node.domain else None
         if cond is None or not cond.size:
             return None
-        branch = node.attr(BRANCHES[0] if cond.reshape(-1)[0] else BRANCHES[1])
+        branch = node.subgraph(BRANCHES[0] if cond.reshape(-1)[0] else BRANCHES[1])
         names = {name for inner in branch.node for name in inner.output} | {t.name for t in branch.initializer}
         # Another branch may have used the same names, which are seen no further than its end.
         free = names.isdisjoint(self._exprs) and names.isdisjoint(self._contents)

@@ -96,7 +96,8 @@ class Node:
         """Where the nodes are emitted."""
         return self._importer.builder
 
-    def _subgraph(self, name: str) -> onnx.GraphProto:
+    def subgraph(self, name: str) -> onnx.GraphProto:
+        """The graph in an attribute."""
         graph = self.attr(name)
         if not isinstance(graph, onnx.GraphProto):
             raise self.error(f"attribute {name!r} is not a graph")
@@ -104,11 +105,11 @@ class Node:
 
     def graph(self, name: str, arguments: Sequence[Expr] = (), declared: bool = False) -> list[Expr]:
         """Emits the subgraph in an attribute; returns its results, with `declared` as its outputs are declared."""
-        return self._importer.graph(self._subgraph(name), arguments, declared)
+        return self._importer.graph(self.subgraph(name), arguments, declared)
 
     def splice(self, name: str) -> None:
         """Puts the subgraph in an attribute in the place of this node; a converter returns [] after it."""
-        self._importer.splice(self._subgraph(name), self._proto.output)
+        self._importer.splice(self.subgraph(name), self._proto.output)
 
     def share_memory(self, value: Expr, sources: Sequence[Expr]) -> None:
         """Says that `value` may be one of `sources`, which may share memory with arguments."""

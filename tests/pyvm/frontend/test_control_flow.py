@@ -203,6 +203,21 @@ def test_recurrent_layers(op_type: str, direction: str, length: int | str, with_
     check(proto, *feeds)
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_branch_that_is_no_graph_is_refused(is_known: bool) -> None:
+    """The checker looks at no node with subgraphs, since it does not know what names they see."""
+    branch = body([helper.make_node("Identity", ["x"], ["t"])], [], [("t", FLOAT, [2])])
+    node = helper.make_node("If", ["c"], ["out"], name="choice", then_branch=branch, else_branch=branch)
+    for attribute in node.attribute:
+        attribute.type = onnx.AttributeProto.GRAPHS
+    nodes = [node]
+    if is_known:
+        nodes.insert(0, helper.make_node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(np.array(True))))
+    inputs = [("x", FLOAT, [2])] + ([] if is_known else [("c", BOOL, [])])
+    with pytest.raises(FrontendError, match=r"choice \(If-16\): attribute '(then|else)_branch' is not a graph"):
+        from_onnx(model(nodes, inputs, [("out", FLOAT, [2])]))
+
+
 def test_errors_name_the_node() -> None:
     inner = body(
         [helper.make_node("Unsqueeze", ["s", "zero"], ["s2"]), helper.make_node("Identity", ["c_in"], ["go"])],

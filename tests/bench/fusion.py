@@ -1,5 +1,6 @@
 """Chains of elementwise operators on a million elements at one thread, next to numpy and numexpr."""
 # ruff: noqa: F821, UP037
+# Without `from __future__ import annotations`: pyvm.function reads them as values.
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ def run(quick: bool) -> Section:
         pyvm.set_num_threads(before)
         if numexpr:
             numexpr.set_num_threads(threads)
-    section.remarks.append("numpy: the formula as people write it, new arrays in between; out=: the same on kept arrays")
+    section.remarks.append("numpy: as people write it, new arrays in between; out=: the same on kept arrays")
     section.remarks.append("numexpr: compiled before (re_evaluate), into a kept array")
     return section
 

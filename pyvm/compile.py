@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyvm.codegen import generate, signature_of
 from pyvm.frontend.python import PythonFunction
 from pyvm.ir import IRModule, check_well_formed, parse
+from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.printer import function_symbols
 from pyvm.transform import DEFAULT_PIPELINE, Pass, run_passes
 from pyvm.transform.lowered import UPPER_BOUNDS
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _EXEC_MODES = ("bytecode",)
 
 
+@typed_nesting("compile")
 def compile(
     model: IRModule | str | os.PathLike[str] | Any,
     exec_mode: str = "bytecode",

@@ -36,6 +36,7 @@ from pyvm.ir import (
     TupleStructInfo,
     Var,
 )
+from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.source import notes_of
 from pyvm.transform.kill_after_last_use import takes_over
 from pyvm.transform.liveness import Liveness, find_deaths
@@ -49,6 +50,7 @@ from .registers import RegisterFile
 _NO_WORK = frozenset({ALLOC_STORAGE, ALLOC_TENSOR_AT, RESHAPE})
 
 
+@typed_nesting("generate")
 def generate(module: IRModule, signatures: dict[str, Signature] | None = None) -> VMExecutable:
     """The executable of a lowered module.
 

@@ -31,8 +31,10 @@ from .expr import (
     TupleGetItem,
     Var,
 )
+from .nesting import typed_nesting
 
 
+@typed_nesting("structural_equal")
 def structural_equal(a: IRModule | Function, b: IRModule | Function) -> bool:
     """Whether `a` and `b` are equal but for the names of variables.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmcore.errors import CompileError
+from vmcore.errors import CompileError, ParseError
 
 from .builder import erase_branch, infer_call
 from .expr import (
@@ -31,6 +31,7 @@ from .expr import (
     Var,
     VarBinding,
 )
+from .nesting import typed_nesting
 from .rules import contradict
 from .struct_info import CallableStructInfo, ObjectStructInfo, StructInfo, common_struct_info
 from .syntax import (
@@ -49,6 +50,7 @@ from .syntax import (
 from .tokens import Token, error_at
 
 
+@typed_nesting("the text of a module", ParseError)
 def parse(text: str) -> IRModule:
     """The module that a text describes.
 
@@ -70,6 +72,7 @@ def parse(text: str) -> IRModule:
     return _Builder(TextParser(text).module()).module()
 
 
+@typed_nesting("struct info", ParseError)
 def parse_struct_info(text: str) -> StructInfo:
     """The struct info that a text such as "Tensor((n, 4), float32)" describes.
 

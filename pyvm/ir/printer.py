@@ -41,6 +41,7 @@ from .expr import (
     TupleGetItem,
     Var,
 )
+from .nesting import typed_nesting
 from .prim import PrimExpr, SymVar, free_vars
 from .struct_info import (
     CallableStructInfo,
@@ -369,6 +370,7 @@ def _reads_back(flat: np.ndarray) -> bool:
     return bool(np.array(values, flat.dtype).tobytes() == flat.tobytes())
 
 
+@typed_nesting("format_expr")
 def format_expr(expr: Expr) -> str:
     """One expression as text; long constants are elided."""
     if isinstance(expr, Function):
@@ -376,6 +378,7 @@ def format_expr(expr: Expr) -> str:
     return _Printer().expr(expr)
 
 
+@typed_nesting("format_binding")
 def format_binding(binding: Binding) -> str:
     """One binding as text; long constants are elided."""
     printer = _Printer()
@@ -383,6 +386,7 @@ def format_binding(binding: Binding) -> str:
     return "\n".join(printer.lines)
 
 
+@typed_nesting("format_function")
 def format_function(name: str, function: Function) -> str:
     """One function as text; long constants are elided."""
     return _function_text(name, function, None)
@@ -394,6 +398,7 @@ def _function_text(name: str, function: Function, data: _Data | None) -> str:
     return "\n".join(printer.lines) + "\n"
 
 
+@typed_nesting("format_module")
 def format_module(module: IRModule, elide_constants: bool = False) -> str:
     """A module as text, its functions in order; without `elide_constants` it parses back to an equal module."""
     data = None if elide_constants else _Data()

@@ -33,6 +33,7 @@ from .expr import (
     TupleGetItem,
     Var,
 )
+from .nesting import typed_nesting
 from .prim import PrimExpr, SymVar, free_vars
 from .printer import format_binding
 from .struct_info import (
@@ -351,6 +352,7 @@ _FUNCTION_RULES = [(rule, rule.on_function) for rule in RULES if rule.on_functio
 _BINDING_RULES = [(rule, rule.on_binding) for rule in RULES if rule.on_binding]
 
 
+@typed_nesting("check_well_formed")
 def check_well_formed(module: IRModule, after: str | None = None) -> IRModule:
     """Checks all rules and returns `module`.
 

@@ -24,7 +24,7 @@ from .struct_info import (
     TensorStructInfo,
     TupleStructInfo,
 )
-from .tokens import MAX_DEPTH, Token, error_at, split_data, tokenize
+from .tokens import MAX_EXPRESSION_DEPTH, Token, error_at, split_data, tokenize
 
 # What the text says, before names are resolved. Operands are expressions without variables, or one of these.
 
@@ -172,8 +172,9 @@ class TextParser:
 
     def _nested(self, parse_inner: Callable[[], Any]) -> Any:
         self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise error_at(self._token, "expressions are nested too deeply")
+        if self._depth > MAX_EXPRESSION_DEPTH:
+            found, limit = self._depth, MAX_EXPRESSION_DEPTH
+            raise error_at(self._token, f"expressions are nested too deeply: {found} levels, the limit is {limit}")
         try:
             return parse_inner()
         finally:
@@ -241,7 +242,7 @@ class TextParser:
         self._expect(":")
         source = self._end_line()
         block, self._block = self._block, None  # what a local function reads is read outside the block
-        body = self._nested(lambda: self._suite(is_function=True))[0]
+        body = self._suite(is_function=True)[0]
         self._block = block
         return FunctionNode(name, params, ret, attrs, body), info, source
 
@@ -253,7 +254,7 @@ class TextParser:
 
     # statements
 
-    def _suite(self, is_function: bool) -> tuple[SequenceNode, StatementNode | None]:
+    def _suite(self, is_function: bool) -> tuple[SequenceNode, Any]:
         """An indented block. Of a branch, also its last statement, which says what it gives a value to."""
         self._kind("indent", "an indented block")
         blocks: list[BlockNode] = []
@@ -328,11 +329,11 @@ class TextParser:
         cond = self._operand()
         self._expect(":")
         source = self._end_line()
-        taken, first = self._nested(lambda: self._suite(is_function=False))
+        taken, first = self._suite(is_function=False)
         self._expect("else")
         self._expect(":")
         self._end_line()
-        other, second = self._nested(lambda: self._suite(is_function=False))
+        other, second = self._suite(is_function=False)
         if first.target.text != second.target.text:
             raise error_at(
                 second.target, f"the branches give values to different variables: {first.target.text} and "

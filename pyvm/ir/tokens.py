@@ -21,7 +21,9 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-MAX_DEPTH = 200  # of nested blocks and expressions: a hostile text ends in an error, not in a recursion limit
+# Of nested blocks, and of expressions in one another: a hostile text ends in an error that names the limit.
+MAX_DEPTH = 200
+MAX_EXPRESSION_DEPTH = 100
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def tokenize(text: str) -> list[Token]:
                 indents.append(width)
                 tokens.append(Token("indent", "", at.line, at.column))
                 if len(indents) > MAX_DEPTH:
-                    raise error_at(at, "blocks are nested too deeply")
+                    raise error_at(at, f"blocks are nested too deeply: {len(indents)} levels, the limit is {MAX_DEPTH}")
             while width < indents[-1]:
                 indents.pop()
                 tokens.append(Token("dedent", "", at.line, at.column))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyvm.ir import Binding, Call, Expr, ExternFunc, GlobalVar, IRModule, Var
+from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.source import noted
 from pyvm.op.registry import Decompose
 from vmcore.errors import LoweringError
@@ -12,6 +13,7 @@ from .rewriter import Rewriter
 _MAX_DEPTH = 32
 
 
+@typed_nesting("decompose")
 def decompose(module: IRModule) -> IRModule:
     """Every operator lowers to one call or view: those that lower to other operators are written out as these."""
     return _Decompose(module).run()

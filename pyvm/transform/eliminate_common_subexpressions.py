@@ -27,6 +27,7 @@ from pyvm.ir import (
     Var,
     VarBinding,
 )
+from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import is_pure
 
 from .rewriter import Rewriter
@@ -34,6 +35,7 @@ from .rewriter import Rewriter
 _SMALL_CONSTANT_BYTES = 64
 
 
+@typed_nesting("eliminate_common_subexpressions")
 def eliminate_common_subexpressions(module: IRModule) -> IRModule:
     """No pure value is computed twice where one computation is visible from the other.
 

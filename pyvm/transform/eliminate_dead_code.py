@@ -17,11 +17,13 @@ from pyvm.ir import (
     VarBinding,
 )
 from pyvm.ir.expr import LEAVES
+from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import is_pure
 
 from .rewriter import Rewriter, operands
 
 
+@typed_nesting("eliminate_dead_code")
 def eliminate_dead_code(module: IRModule) -> IRModule:
     """Every binding is used or has a side effect, and no variable is a second name for another value.
 

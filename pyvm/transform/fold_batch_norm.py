@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from pyvm.ir import Binding, Call, Constant, IRModule, VarBinding
+from pyvm.ir.nesting import typed_nesting
 
 from .affine import n_output_channels, rescaled
 from .producers import FusingRewriter, is_call_of
 
 
+@typed_nesting("fold_batch_norm")
 def fold_batch_norm(module: IRModule) -> IRModule:
     """No batch normalization with constant statistics follows a convolution or gemm with constant weights alone.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pyvm.ir import Binding, Call, ExternFunc, GlobalVar, IRModule, TensorStructInfo, Var, VarBinding
+from pyvm.ir.nesting import typed_nesting
 from pyvm.op.activation import activation_of
 
 from .producers import FusingRewriter, both_sources
 
 
+@typed_nesting("fuse_activation")
 def fuse_activation(module: IRModule) -> IRModule:
     """No activation follows a convolution or `linear` that nothing else reads: their attributes name it instead."""
     return _FuseActivation(module).run()

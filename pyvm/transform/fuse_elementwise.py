@@ -20,6 +20,7 @@ from pyvm.ir import (
     Var,
     VarBinding,
 )
+from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.source import Source, notes_of
 from pyvm.op.common import same_shape
 from pyvm.op.fused import Operand, Step, encode, format_program, fused_elementwise, is_scalar, is_supported
@@ -36,6 +37,7 @@ ALWAYS_FUSED = 4
 LEAST_SAVED = 1024
 
 
+@typed_nesting("fuse_elementwise")
 def fuse_elementwise(module: IRModule) -> IRModule:
     """No elementwise operator reads what only it reads and another elementwise operator of this shape made, if it pays.
 

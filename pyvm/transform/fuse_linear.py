@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyvm.ir import Binding, Call, Constant, Expr, IRModule, TensorStructInfo, Var, VarBinding
+from pyvm.ir.nesting import typed_nesting
 from pyvm.op import linear
 from pyvm.op.common import same_shape
 
@@ -13,6 +14,7 @@ from .producers import FusingRewriter, both_sources, is_call_of
 _MOST_PADDING = 1.25  # columns are packed by 32 (float32): a few of them would grow too much
 
 
+@typed_nesting("fuse_linear")
 def fuse_linear(module: IRModule) -> IRModule:
     """Every product of floats with a constant matrix of enough columns is a `linear`, which takes its weights packed.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pyvm.ir import Binding, BindingBlock, Call, Function, IRModule, TensorStructInfo, Var, VarBinding
+from pyvm.ir.nesting import typed_nesting
 from pyvm.op.activation import is_plain
 from pyvm.op.common import same_shape
 
 from .producers import FusingRewriter, both_sources, is_call_of
 
 
+@typed_nesting("fuse_residual")
 def fuse_residual(module: IRModule) -> IRModule:
     """No sum of two tensors of one shape follows a convolution or product that nothing else reads.
 

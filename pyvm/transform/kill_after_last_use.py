@@ -15,12 +15,14 @@ from pyvm.ir import (
     Var,
     VarBinding,
 )
+from pyvm.ir.nesting import typed_nesting
 
 from .liveness import Liveness, find_deaths
 from .lowered import ALLOC_STORAGE, ALLOC_TENSOR_AT, ARENA, KILL, RESHAPE, extern_call, extern_name
 from .rewriter import all_bindings
 
 
+@typed_nesting("kill_after_last_use")
 def kill_after_last_use(module: IRModule) -> IRModule:
     """On every path, a variable that alone keeps memory alive is killed after its last use, unless that is the end.
 

@@ -27,6 +27,7 @@ from pyvm.ir import (
     VarBinding,
     as_expr,
 )
+from pyvm.ir.nesting import typed_nesting
 from pyvm.op.registry import Decompose, KernelCall, Op, PackedCall, View
 from vmcore.errors import LoweringError
 
@@ -34,6 +35,7 @@ from .lowered import BORROWS, DESTINATIONS, INPLACE, RESHAPE, alloc_tensor, exte
 from .rewriter import Rewriter
 
 
+@typed_nesting("legalize")
 def legalize(module: IRModule) -> IRModule:
     """Every call is of an external function, a function of the module or a closure; results of kernels are allocated.
 

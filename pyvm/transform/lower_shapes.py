@@ -37,6 +37,7 @@ from pyvm.ir import (
     VarBinding,
     struct_info_vars,
 )
+from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import defined_symbols
 from pyvm.ir.struct_info import erase_unknown
 from vmcore.errors import LoweringError
@@ -57,6 +58,7 @@ _MAX_STACK_DEPTH = 64
 _INT64_MAX = 2**63 - 1
 
 
+@typed_nesting("lower_shapes")
 def lower_shapes(module: IRModule) -> IRModule:
     """No value is symbolic: parameters and match_casts are checked by builtins, which store the symbols.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from pyvm.ir import Binding, Call, Constant, ExternFunc, GlobalVar, IRModule, Var, VarBinding
+from pyvm.ir.nesting import typed_nesting
 from pyvm.op.prepack import PACKERS
 
 from .rewriter import Rewriter
 
 
+@typed_nesting("pack_weights")
 def pack_weights(module: IRModule) -> IRModule:
     """Constant operands have the layout that `pyvm.op.prepack` declares; one constant is packed once.
 

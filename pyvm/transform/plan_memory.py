@@ -30,6 +30,7 @@ from pyvm.ir import (
     dtype_bytes,
     free_vars,
 )
+from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import defined_symbols
 from vmcore.arena import MAX_BUFFERS
 
@@ -58,6 +59,7 @@ _Bases = frozenset["_Buffer"]
 _NOTHING: _Bases = frozenset()
 
 
+@typed_nesting("plan_memory")
 def plan_memory(module: IRModule) -> IRModule:
     """Every tensor has a storage; tensors that are alive at the same time never overlap.
 

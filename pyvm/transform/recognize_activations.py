@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from pyvm.ir import Binding, Call, Constant, Expr, IRModule, VarBinding
+from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.source import noted
 from pyvm.op import gelu, hard_swish, silu
 
@@ -14,6 +15,7 @@ from .producers import FusingRewriter, is_call_of
 _TOLERANCE = 1e-6  # constants were rounded to float32
 
 
+@typed_nesting("recognize_activations")
 def recognize_activations(module: IRModule) -> IRModule:
     """No gelu (by erf), hard swish or silu is spelled out as a product, if nothing else reads its parts.
 

@@ -42,7 +42,8 @@ def _reshape(node: Node) -> Expr:
         copied = shape[i] if i < len(shape) and not keep_zeros else 0
         dims.append(dim + is_zero(dim) * copied)
     # -1 becomes 1 in the product of the others, so that dividing by it gives the dimension that is left.
-    known = larger(1, math.prod([dim + is_negative(dim) * 2 for dim in dims]))
+    # Each factor has a name: multiplied out, a product of such sums has a term for every choice among their parts.
+    known = larger(1, math.prod(node.name_values([dim + is_negative(dim) * 2 for dim in dims])))
     (rest,) = node.name_values([math.prod(shape) // known])
     dims = node.dims([dim + is_negative(dim) * (rest + 1) for dim in dims])
     return op.reshape(x, dims, allow_zero=True)

@@ -49,6 +49,7 @@ def resolve(node: NodeProto, opsets: Opsets) -> tuple[str, int, Converter | None
     return domain, opset, find_converter(domain, node.op_type, opset)
 
 
+_MAX_NODES = 200_000  # that functions of a model may expand to: a file of some bytes must not ask for gigabytes
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "LSTM", "GRU", "RNN"})
 
 
@@ -70,6 +71,8 @@ class FunctionLibrary:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._own = {(standard_domain(f.domain), f.name): f for f in model.functions}
         self._n_expanded = 0
+        self._n_nodes = 0
+        self._looked_at: set[tuple[str, str]] = set()  # functions whose nodes have a converter, or are reported
 
     def refuse_unsupported(self, nodes: Sequence[NodeProto], opsets: Opsets) -> None:
         """Raises if there are nodes, also in functions known so far, without a converter and without a function.
@@ -80,7 +83,7 @@ class FunctionLibrary:
             Lists all operators, each with its nodes.
         """
         missing: dict[str, list[str]] = {}
-        for node, opset, path in self._unsupported(nodes, opsets, ()):
+        for node, opset, path in self._unsupported(nodes, opsets, (), ()):
             domain = standard_domain(node.domain)
             operator = f"{domain}.{node.op_type}" if domain else node.op_type
             name = "/".join((*path, node.name or f"-> {', '.join(node.output)}"))
@@ -91,21 +94,25 @@ class FunctionLibrary:
             raise UnsupportedOpError(f"{count} nodes use {len(missing)} unsupported operators: {listed}")
 
     def _unsupported(
-        self, nodes: Sequence[NodeProto], opsets: Opsets, path: tuple[str, ...]
+        self, nodes: Sequence[NodeProto], opsets: Opsets, path: tuple[str, ...], open: tuple[tuple[str, str], ...]
     ) -> Iterator[tuple[NodeProto, int, tuple[str, ...]]]:
         for node in nodes:
             for graph in _subgraphs(node):
-                yield from self._unsupported(graph.node, opsets, (*path, node.name or node.op_type))
+                yield from self._unsupported(graph.node, opsets, (*path, node.name or node.op_type), open)
             domain, opset, converter = resolve(node, opsets)
             if converter is not None:
                 continue
-            function = self._own.get((domain, node.op_type))
+            key = domain, node.op_type
+            function = self._own.get(key)
             schema = schema_of(domain, node.op_type, opset)
             if function is not None:
-                if len(path) > 16:
+                if key in open:
                     raise FrontendError(f"function {node.op_type!r} of the model calls itself")
+                if key in self._looked_at:
+                    continue
                 inner = (*path, node.name or node.op_type)
-                yield from self._unsupported(function.node, opsets_of(function.opset_import), inner)
+                yield from self._unsupported(function.node, opsets_of(function.opset_import), inner, (*open, key))
+                self._looked_at.add(key)
             elif schema is None or not (schema.has_function or schema.has_context_dependent_function):
                 yield node, opset, path
 
@@ -132,6 +139,9 @@ class FunctionLibrary:
             function, version = _body_of_operator(schema, complete, opset, input_types)
             inner_opsets = {**opsets, domain: version, **opsets_of(function.opset_import)}
         self._n_expanded += 1
+        self._n_nodes += len(function.node)
+        if self._n_nodes > _MAX_NODES:
+            raise FrontendError(f"functions of the model expand to more than {_MAX_NODES} nodes, at {node.op_type!r}")
         nodes = _instantiate(node, function, defaults, f"{node.op_type}_{self._n_expanded}/")
         self.refuse_unsupported(nodes, inner_opsets)
         return Body(nodes, inner_opsets)

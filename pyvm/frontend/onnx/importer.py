@@ -41,6 +41,7 @@ from pyvm.ir import (
     dtype_bytes,
     prove_equal,
 )
+from pyvm.ir.nesting import typed_nesting
 from pyvm.op.registry import get_op
 from vmcore.errors import CompileError, FrontendError, InternalError
 
@@ -50,6 +51,7 @@ _MAX_SPLITS = 64
 _MAX_READ = 64  # each becomes a symbol; tensors have far fewer dimensions
 
 
+@typed_nesting("the ONNX model", FrontendError)
 def from_onnx(
     model: str | os.PathLike[str] | bytes | onnx.ModelProto,
     shape_dict: Mapping[str, int | Sequence[int | None]] | None = None,

@@ -44,6 +44,7 @@ class PythonFunction:
             Names file, line and function, and what cannot be a program there.
         """
         if self._module is None:
+            from pyvm.ir.nesting import recursion_limit
             from vmcore.errors import FrontendError
 
             from .program import build_module
@@ -52,6 +53,8 @@ class PythonFunction:
                 self._module = build_module(self)
             except FrontendError as error:
                 raise error.with_traceback(None) from error.__cause__  # how it was found helps nobody
+            except RecursionError:
+                raise FrontendError(f"{self.name}: nested too deeply; {recursion_limit()}") from None
         return self._module
 
     def compile(self, **options: Any) -> VMExecutable:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyvm.ir import Expr, PrimExpr, StructInfo, TensorStructInfo, Var
+from pyvm.ir.nesting import recursion_limit
 from vmcore.errors import CompileError, FrontendError
 
 from . import branches, calls
@@ -49,10 +50,14 @@ class Expressions:
             notes: list[str] = getattr(error, "__notes__", None) or []
             if isinstance(error, CompileError) and any(note.startswith(_PLACE) for note in notes):
                 raise  # by what is called here: its place is named
+            where = f"{place}: in {self.source.function.__name__}"
             kind = "" if isinstance(error, CompileError) else f"{type(error).__name__}: "
-            located = FrontendError(f"{place}: in {self.source.function.__name__}: {kind}{error}")
+            located = FrontendError(f"{where}: {kind}{error}")
+            if isinstance(error, RecursionError):
+                nested = "calls, branches, early returns or parts of an expression are nested too deeply"
+                located = FrontendError(f"{where}: {nested}; {recursion_limit()}")
             located.add_note(f"{_PLACE}{place}: {self.source.line(line)}")
-            raise located from (None if isinstance(error, CompileError) else error)
+            raise located from (None if isinstance(error, (CompileError, RecursionError)) else error)
 
     # --- names
 
@@ -177,7 +182,13 @@ class Expressions:
         return Inline(node, dict(env))
 
     def _eval_BinOp(self, node: ast.BinOp, env: Env) -> Value:
-        return self.operators.binary(type(node.op), self.eval(node.left, env), self.eval(node.right, env))
+        chain = [node]  # a + b + c + ...: as deep as it is long
+        while isinstance(chain[-1].left, ast.BinOp):
+            chain.append(chain[-1].left)
+        value = self.eval(chain[-1].left, env)
+        for one in reversed(chain):
+            value = self.operators.binary(type(one.op), value, self.eval(one.right, env))
+        return value
 
     def _eval_UnaryOp(self, node: ast.UnaryOp, env: Env) -> Value:
         return self.operators.unary(type(node.op), self.eval(node.operand, env))

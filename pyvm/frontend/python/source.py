@@ -112,22 +112,32 @@ _NESTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 
 def walk(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
     """All nodes in order, without the bodies of functions defined inside."""
-    for node in nodes:
+    waiting = [iter(nodes)]  # not recursive: a sum of a thousand terms is as deep as it is long
+    while waiting:
+        node = next(waiting[-1], None)
+        if node is None:
+            waiting.pop()
+            continue
         yield node
         if not isinstance(node, _NESTED):
-            yield from walk(ast.iter_child_nodes(node))
+            waiting.append(ast.iter_child_nodes(node))
 
 
 def assigned(nodes: Iterable[ast.AST]) -> list[str]:
     """Names that statements give a value to, in order; those of comprehensions are their own."""
     found: dict[str, None] = {}
 
-    def visit(node: ast.AST) -> None:
+    waiting = [iter(nodes)]
+    while waiting:
+        node = next(waiting[-1], None)
+        if node is None:
+            waiting.pop()
+            continue
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             found[node.name] = None
-            return
+            continue
         if isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-            return
+            continue
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found[node.id] = None
         if isinstance(node, (ast.Assign, ast.AugAssign)):
@@ -137,11 +147,7 @@ def assigned(nodes: Iterable[ast.AST]) -> list[str]:
                     target = target.value
                     if isinstance(target, ast.Name):
                         found[target.id] = None
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    for node in nodes:
-        visit(node)
+        waiting.append(ast.iter_child_nodes(node))
     return list(found)
 
 

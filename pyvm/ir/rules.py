@@ -178,7 +178,8 @@ def _params_have_info(walk: _Walk, function: Function) -> str | None:
     return None
 
 
-def _known_dtypes(info: StructInfo | None) -> str | None:
+def dtype_problem(info: StructInfo | None) -> str | None:
+    """What is wrong with the element types of struct info, if anything is."""
     if isinstance(info, (TensorStructInfo, PrimStructInfo)) and info.dtype is not None:
         try:
             DataType(info.dtype)
@@ -193,19 +194,19 @@ def _known_dtypes(info: StructInfo | None) -> str | None:
             return f"a scalar cannot have dtype {info.dtype}"
     elif isinstance(info, TupleStructInfo):
         for inner in info.fields:
-            problem = _known_dtypes(inner)
+            problem = dtype_problem(inner)
             if problem:
                 return problem
     return None
 
 
 def _dtypes(walk: _Walk, binding: Binding) -> str | None:
-    return _known_dtypes(binding.var.struct_info)
+    return dtype_problem(binding.var.struct_info)
 
 
 def _param_dtypes(walk: _Walk, function: Function) -> str | None:
     for param in function.params:
-        problem = _known_dtypes(param.struct_info)
+        problem = dtype_problem(param.struct_info)
         if problem:
             return f"parameter {param.name}: {problem}"
     return None

@@ -25,6 +25,7 @@ from pyvm.ir import (
     parse_prim,
     parse_struct_info,
 )
+from pyvm.ir.rules import dtype_problem
 from vmcore.errors import CompileError, FrontendError
 from vmcore.objects import Tensor
 from vmcore.types import DataType, Shape
@@ -107,6 +108,9 @@ def _tensor(annotation: Any, args: tuple[Any, ...], name: str) -> StructInfo:
         raise FrontendError(
             f"annotation {_text(annotation)}: the element type is missing; it comes last: Tensor['n', 4, 'float32']"
         )
+    problem = dtype_problem(TensorStructInfo((), dtype))
+    if problem is not None:
+        raise FrontendError(f"annotation {_text(annotation)}: {problem}")
     if args[:-1] == (...,):
         return TensorStructInfo(None, dtype)
     return TensorStructInfo(_dims(args[:-1], name), dtype)

@@ -31,10 +31,12 @@ from vmcore.errors import FrontendError
 from .decorator import PythonFunction, call_dps_packed, call_packed
 from .operators import Method
 from .python_builtins import ALWAYS, BUILTINS
-from .values import Condition, Env, Fields, Inline, LocalFunction, Value, describe, difference, is_known
+from .values import Condition, Env, Fields, Inline, LocalFunction, Value, describe, difference, is_known, same_value
 
 if TYPE_CHECKING:
     from .expressions import Expressions
+
+_MISSING = object()
 
 
 def call(reader: Expressions, node: ast.Call, env: Env) -> Value:
@@ -50,10 +52,12 @@ def call(reader: Expressions, node: ast.Call, env: Env) -> Value:
             kwargs.update(value)
         else:
             kwargs[keyword.arg] = value
-    return apply(reader, callee, args, kwargs)
+    return apply(reader, callee, args, kwargs, env)
 
 
-def apply(reader: Expressions, callee: Value, args: list[Value], kwargs: dict[str, Value]) -> Value:
+def apply(
+    reader: Expressions, callee: Value, args: list[Value], kwargs: dict[str, Value], env: Env | None = None
+) -> Value:
     """callee(*args, **kwargs)."""
     try:
         special = BUILTINS.get(callee)
@@ -70,7 +74,7 @@ def apply(reader: Expressions, callee: Value, args: list[Value], kwargs: dict[st
     if isinstance(callee, Method) or str(getattr(callee, "__module__", "")).startswith("pyvm.op"):
         return _call_op(reader, callee, args, kwargs)
     if isinstance(callee, Inline):
-        return _call_lambda(reader, callee, args, kwargs)
+        return _call_lambda(reader, callee, args, kwargs, env)
     if not callable(callee):
         raise FrontendError(f"{describe(callee)} cannot be called")
     if is_known(args) and is_known(kwargs):
@@ -172,11 +176,34 @@ def _call_packed(reader: Expressions, node: ast.Call, callee: Any, env: Env) -> 
     return result if isinstance(info, ObjectStructInfo) else reader.emitter.cast_checked(result, info, name)
 
 
-def _call_lambda(reader: Expressions, callee: Inline, args: list[Value], kwargs: dict[str, Value]) -> Value:
-    params = [param.arg for param in callee.node.args.args]
-    if kwargs or len(params) != len(args):
-        raise FrontendError(f"the lambda takes {len(params)} arguments, {len(args) + len(kwargs)} were given")
-    return reader.eval(callee.node.body, {**callee.env, **dict(zip(params, args, strict=True))})
+def _call_lambda(
+    reader: Expressions, callee: Inline, args: list[Value], kwargs: dict[str, Value], env: Env | None
+) -> Value:
+    """Reads the body of a lambda; a name that it takes from around it must be what it was when it was made."""
+    spec = callee.node.args
+    positional = [param.arg for param in (*spec.posonlyargs, *spec.args)]
+    names = [*positional, *(param.arg for param in spec.kwonlyargs)]
+    by_name = {name for name in names if name not in {param.arg for param in spec.posonlyargs}}
+    given = dict(zip(positional, args, strict=False))
+    wrong = [name for name in kwargs if name in given or name not in by_name]
+    if len(args) > len(positional) or wrong:
+        taken = ", ".join(names) or "nothing"
+        raise FrontendError(f"the lambda takes {taken}; {len(args)} values and {wrong} were given")
+    bound = {**callee.defaults, **given, **kwargs}
+    missing = [name for name in names if name not in bound]
+    if missing:
+        raise FrontendError(f"the lambda takes {', '.join(names)}; {', '.join(missing)} is missing")
+    later = callee.last if callee.last is not None else env
+    for node in ast.walk(callee.node.body) if later is not None else ():
+        if isinstance(node, ast.Name) and node.id not in names and node.id in callee.env and later is not None:
+            now, then = later.get(node.id, _MISSING), callee.env[node.id]
+            if now is not _MISSING and now is not then and not same_value(now, then):
+                name = node.id
+                raise FrontendError(
+                    f"the lambda reads {name}, which has another value by now; keep the one it had with a default: "
+                    f"`lambda {', '.join([*names, f'{name}={name}'])}: ...`"
+                )
+    return reader.eval(callee.node.body, {**callee.env, **bound})
 
 
 def _inline(reader: Expressions, callee: Any, args: list[Value], kwargs: dict[str, Value]) -> Value:

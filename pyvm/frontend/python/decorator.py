@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
 
+from vmcore.errors import ArgumentTypeError, FrontendError
+
 if TYPE_CHECKING:
     from pyvm.executable import VMExecutable
     from pyvm.ir import IRModule
@@ -26,6 +28,8 @@ class PythonFunction:
     """
 
     def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
+        if inspect.isclass(function) or not callable(function):
+            raise FrontendError(f"{function!r} is no Python function")
         functools.update_wrapper(self, function)
         self.function = function
         self.name = name or function.__name__
@@ -45,7 +49,6 @@ class PythonFunction:
         """
         if self._module is None:
             from pyvm.ir.nesting import recursion_limit
-            from vmcore.errors import FrontendError
 
             from .program import build_module
 
@@ -86,7 +89,10 @@ class PythonFunction:
         -------
         Tensor, number, None, or tuple of them
         """
-        bound = self._signature.bind(*args, **kwargs)
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ArgumentTypeError(f"{self.name}{self._signature}: {error}") from None
         bound.apply_defaults()
         return self.machine[self.name](*map(_argument, bound.arguments.values()))
 
@@ -156,6 +162,4 @@ def call_dps_packed(name: str, *args: Any, out: Any) -> Any:
     out : annotation
         A tensor, or a tuple of tensors, of known sizes and element types.
     """
-    from vmcore.errors import FrontendError
-
     raise FrontendError("call_dps_packed allocates its result in a program: call it in a @pyvm.function")

@@ -179,7 +179,16 @@ class Expressions:
         return "".join(parts)
 
     def _eval_Lambda(self, node: ast.Lambda, env: Env) -> Value:
-        return Inline(node, dict(env))
+        args = node.args
+        if args.vararg or args.kwarg:
+            raise FrontendError("a lambda of a program has no *args and **kwargs")
+        names = [param.arg for param in (*args.posonlyargs, *args.args)]
+        late = names[len(names) - len(args.defaults) :]
+        defaults = {name: self.eval(value, env) for name, value in zip(late, args.defaults, strict=True)}
+        for param, value in zip(args.kwonlyargs, args.kw_defaults, strict=True):
+            if value is not None:
+                defaults[param.arg] = self.eval(value, env)
+        return Inline(node, env, defaults)
 
     def _eval_BinOp(self, node: ast.BinOp, env: Env) -> Value:
         chain = [node]  # a + b + c + ...: as deep as it is long
@@ -251,22 +260,25 @@ class Expressions:
 
     def _comprehension(self, node: Any, env: Env) -> list[Value]:
         results: list[Value] = []
+        scope = dict(env)  # one for all rounds, as in Python
 
-        def visit(depth: int, inner: Env) -> None:
+        def visit(depth: int) -> None:
             if depth == len(node.generators):
-                results.append(self.eval(node.elt, inner))
+                results.append(self.eval(node.elt, scope))
                 return
             generator = node.generators[depth]
-            for item in self.sequence(self.eval(generator.iter, inner)):
-                scope = dict(inner)
+            for item in self.sequence(self.eval(generator.iter, scope)):
                 self.assign(generator.target, item, scope)
                 keep = [self.emitter.truth(self.eval(test, scope)) for test in generator.ifs]
                 if not all(isinstance(truth, bool) for truth in keep):
                     raise FrontendError("a condition of a comprehension must be known while the function is read")
                 if all(keep):
-                    visit(depth + 1, scope)
+                    visit(depth + 1)
 
-        visit(0, dict(env))
+        visit(0)
+        for made in results:
+            if isinstance(made, Inline):
+                made.last = scope
         return results
 
     def _eval_ListComp(self, node: ast.ListComp, env: Env) -> Value:

@@ -264,6 +264,11 @@ class Operators:
         return self.emitter.bb.emit(op.strided_slice(x, begins, ends, steps, axes))
 
     def _indexed(self, x: Expr, item: Value, axis: int) -> Expr:
+        whole = x.struct_info
+        if isinstance(item, (int, np.integer)) and isinstance(whole, TensorStructInfo) and whole.shape is not None:
+            size = whole.shape[axis]
+            if isinstance(size, int) and not -size <= item < size:
+                raise FrontendError(f"index {item} is out of range for axis {axis} of {whole}")
         index = self.emitter.tensor(item)
         info = index.struct_info
         if isinstance(info, TensorStructInfo) and info.dtype == "bool":

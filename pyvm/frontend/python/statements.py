@@ -568,9 +568,9 @@ class Statements(Expressions):
         emitter = self.emitter
 
         def on_return(value: Value) -> Expr:
-            leaf = emitter.leaf(value, declared)
             if declared is None:
-                return leaf
+                return emitter.leaf(_floats_as_tensors(emitter, value))
+            leaf = emitter.leaf(value, declared)
             info = erase_unknown(declared, frozenset(emitter.symbols))
             if contradict(leaf.struct_info, info):
                 raise FrontendError(f"{name} returns a value with {difference(leaf.struct_info, info)}")
@@ -581,6 +581,13 @@ class Statements(Expressions):
             return emitter.bb.match_cast(leaf, info)
 
         return on_return
+
+
+def _floats_as_tensors(emitter: Any, value: Value) -> Value:
+    """A result: a float is a float64 tensor without axes, wherever it comes from."""
+    if type(value) in (tuple, list):
+        return tuple(_floats_as_tensors(emitter, item) for item in value)
+    return emitter.tensor(value, "float64") if isinstance(value, float) else value
 
 
 def _is_taken(bb: Any, name: str) -> bool:

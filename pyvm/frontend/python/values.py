@@ -89,8 +89,11 @@ class Range:
 class Inline:
     """A lambda, whose body is read where it is called."""
 
-    def __init__(self, node: ast.Lambda, env: Env) -> None:
-        self.node, self.env = node, env
+    def __init__(self, node: ast.Lambda, env: Env, defaults: Env) -> None:
+        self.node = node
+        self.env = dict(env)  # what its free names were when it was made
+        self.defaults = defaults
+        self.last: Env | None = None  # the names of the comprehension that made it, as the last round left them
 
 
 @dataclass(frozen=True)

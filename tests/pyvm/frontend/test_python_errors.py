@@ -442,3 +442,74 @@ def test_rules_name_the_binding_and_the_source() -> None:
         check_well_formed(module)
     first, second = caught.value.__notes__
     assert first.startswith("binding: y: Tensor((n,), int64) = x ") and second == "source: relu (Relu-3)"
+
+
+def test_lambdas_read_what_python_reads() -> None:
+    """Defaults keep a value; a name that has changed since the lambda was made is refused, not read as it was."""
+
+    @pyvm.function
+    def f(x: X):
+        scales = [lambda y, i=i: y * i for i in range(1, 4)]
+        shift = lambda y, *, by=1.0: y + by  # noqa: E731
+        return scales[0](x), scales[2](x), shift(x), shift(x, by=5.0)
+
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    for ours, expected in zip(f(x), (x, x * 3, x + 1, x + 5), strict=True):
+        np.testing.assert_array_equal(ours.numpy(), expected)
+
+    @pyvm.function
+    def g(x: X):
+        scales = [lambda y: y * i for i in range(1, 4)]  # noqa: B023
+        return scales[0](x)  # HERE
+
+    refused(g, "reads i, which has another value by now; .*lambda y, i=i")
+
+    @pyvm.function
+    def h(x: X, k: int):
+        s = 1.0
+        scale = lambda y: y * s  # noqa: E731
+        if k > 2:
+            s = 5.0
+        return scale(x)  # HERE
+
+    refused(h, "reads s, which has another value by now")
+
+    @pyvm.function
+    def i(x: X):
+        scale = lambda y, s: y * s  # noqa: E731
+        return scale(x)  # HERE
+
+    refused(i, "the lambda takes y, s; s is missing")
+
+
+def test_numbers_as_results_and_indices_out_of_range() -> None:
+    @pyvm.function
+    def f(x: X):
+        return 1.5, (2, 3.5)
+
+    first, (second, third) = f(np.zeros((1, 4), np.float32))
+    assert float(first) == 1.5 and second == 2 and float(third) == 3.5
+
+    @pyvm.function
+    def g(x: X):
+        return x[0, 4]  # HERE
+
+    refused(g, r"index 4 is out of range for axis 1 of Tensor\(\(n, 4\), float32\)")
+
+
+def test_what_is_no_function_and_calls_that_do_not_fit() -> None:
+    with pytest.raises(FrontendError, match="is no Python function"):
+        pyvm.function(type("C", (), {}))
+
+    @pyvm.function
+    def f(x: X, *, k: int = 1):
+        return x * float(k)
+
+    with pytest.raises(ArgumentTypeError, match=r"f\(x: .*too many positional arguments"):
+        f(np.zeros((1, 4), np.float32), 2)
+
+    @pyvm.function
+    def g(x: T[4, "float33"]):  # HERE
+        return x
+
+    refused(g, "a tensor cannot have dtype float33")

@@ -29,7 +29,7 @@ _EXPORTS = {
     "VMExecutable": "pyvm.executable",
     "load_executable": "pyvm.executable",
     "VirtualMachine": "pyvm.vm",
-    "VMInstrumentReturnKind": "pyvm.vm",
+    "VMInstrumentReturnKind": "pyvm.monitor",
     "deadline": "pyvm.vm",
     "load_library": "vmcore.library",
     "set_num_threads": "vmcore.threads",
@@ -57,12 +57,12 @@ if TYPE_CHECKING:
     from pyvm.frontend.python import call_dps_packed as call_dps_packed
     from pyvm.frontend.python import call_packed as call_packed
     from pyvm.frontend.python import function as function
+    from pyvm.monitor import VMInstrumentReturnKind as VMInstrumentReturnKind
     from pyvm.registry import get_global_func as get_global_func
     from pyvm.registry import list_global_func_names as list_global_func_names
     from pyvm.registry import register_func as register_func
     from pyvm.registry import remove_global_func as remove_global_func
     from pyvm.vm import VirtualMachine as VirtualMachine
-    from pyvm.vm import VMInstrumentReturnKind as VMInstrumentReturnKind
     from pyvm.vm import deadline as deadline
     from vmcore.library import load_library as load_library
     from vmcore.objects import Tensor as Tensor

@@ -28,18 +28,9 @@ from vmcore.isa import (
     unpack_arg,
 )
 
-from .executable import (
-    PACKED_FUNC,
-    VM_FUNC,
-    VMTIR_FUNC,
-    Constant,
-    DebugInfo,
-    FunctionInfo,
-    Signature,
-    VMExecutable,
-    constant_key,
-    normalize_constant,
-)
+from .constants import Constant, constant_key, normalize_constant
+from .executable import PACKED_FUNC, VM_FUNC, VMTIR_FUNC, DebugInfo, FunctionInfo, VMExecutable
+from .signature import Signature
 
 _REGISTER = int(ArgKind.ARG_REGISTER)
 _IMMEDIATE = int(ArgKind.ARG_IMMEDIATE)

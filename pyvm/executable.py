@@ -5,7 +5,8 @@ run: memory scopes, debug information (instruction -> source operator), signatur
 may hold a program that breaks rules, and `verify` says so; a virtual machine verifies again before it runs anything.
 
 Files: `save` writes our sectioned `.vmx` (`pyvm.vmx_format`), `to_bytes` TVM's format (`pyvm.tvm_format`);
-`load_executable` reads both.
+`load_executable` reads both. What only people and compilers look at lies elsewhere and is loaded when they do: the
+constant pool's rules (`pyvm.constants`), signatures (`pyvm.signature`), sizes (`pyvm.stats`), text (`pyvm.asm`).
 """
 
 from __future__ import annotations
@@ -13,47 +14,28 @@ from __future__ import annotations
 import importlib
 import os
 import stat
-import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Union
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vmcore.errors import ExecutableError, FormatError, FunctionNotFoundError
-from vmcore.isa import FUNCTION_KINDS, PACKED_NUM_ARGS, instruction_words
-from vmcore.types import BitsArray, DataType, Shape, tensor_dtype
+from vmcore.isa import FUNCTION_KINDS, PACKED_NUM_ARGS
 
 if TYPE_CHECKING:
-    from pyvm.explain import Explanation
-    from pyvm.profile import Profile
+    from vmcore import errors
+
+    from .constants import Constant
+    from .explain import Explanation
+    from .profile import Profile
+    from .signature import Signature
+else:
+    from vmcore.status import errors  # the same, imported when there is an error
 
 PACKED_FUNC, VM_FUNC, VMTIR_FUNC = FUNCTION_KINDS
-
-Constant = Union[np.ndarray, Shape, str, int, float, DataType]  # noqa: UP007 (evaluated at run time)
-
-
-class _Record:
-    """Equal by kind and fields. Not dataclasses: making one costs 0.5 ms at import, and their module 1 ms."""
-
-    __slots__ = ()
-    __hash__ = None  # type: ignore[assignment]
-
-    @classmethod
-    def _field_names(cls) -> tuple[str, ...]:
-        return tuple(name for base in reversed(cls.__mro__) for name in getattr(base, "__slots__", ()))
-
-    def _fields(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in self._field_names())
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._fields() == other._fields()  # type: ignore[attr-defined]
-
-    def __repr__(self) -> str:
-        fields = (f"{name}={getattr(self, name)!r}" for name in self._field_names())
-        return f"{type(self).__name__}({', '.join(fields)})"
+TVM_MAGICS = 0xD225DE2F4214151D, 0xD225DE2F4214151E  # first words of files in TVM's format, versions 1 and 2
 
 
-class FunctionInfo(_Record):
+class FunctionInfo:
     """One entry of the function table.
 
     Attributes
@@ -88,159 +70,20 @@ class FunctionInfo(_Record):
         self.num_args, self.register_file_size = num_args, register_file_size
         self.param_names: list[str] = [] if param_names is None else param_names
 
+    def _fields(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
 
-class _Spec(_Record):
-    """A parameter or result."""
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FunctionInfo) and self._fields() == other._fields()
 
-    __slots__ = ("name",)
+    __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash((type(self), self._fields()))
-
-
-class TensorSpec(_Spec):
-    """A tensor parameter or result. A dim is an int or an expression in symbols ("n", "2*n+1"); None is unknown."""
-
-    __slots__ = ("shape", "dtype")
-
-    def __init__(self, name: str, shape: Sequence[int | str] | None, dtype: str | None) -> None:
-        self.name, self.dtype = name, dtype
-        self.shape: tuple[int | str, ...] | None = None if shape is None else tuple(shape)
-
-    def __str__(self) -> str:
-        dims = "(...)" if self.shape is None else "(" + ", ".join(map(str, self.shape)) + ")"
-        return f"{self.name}: {dims} {self.dtype or 'any'}"
+    def __repr__(self) -> str:
+        fields = (f"{name}={getattr(self, name)!r}" for name in self.__slots__)
+        return f"FunctionInfo({', '.join(fields)})"
 
 
-class ShapeSpec(_Spec):
-    """A Shape parameter or result; None is unknown."""
-
-    __slots__ = ("values",)
-
-    def __init__(self, name: str, values: Sequence[int | str] | None = None) -> None:
-        self.name = name
-        self.values: tuple[int | str, ...] | None = None if values is None else tuple(values)
-
-    def __str__(self) -> str:
-        return f"{self.name}: shape" + ("" if self.values is None else "(" + ", ".join(map(str, self.values)) + ")")
-
-
-class ScalarSpec(_Spec):
-    """An int, bool or float parameter or result."""
-
-    __slots__ = ("dtype",)
-
-    def __init__(self, name: str, dtype: str) -> None:
-        self.name, self.dtype = name, dtype
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}"
-
-
-class TupleSpec(_Spec):
-    """A tuple parameter or result."""
-
-    __slots__ = ("fields",)
-
-    def __init__(self, name: str, fields: Sequence[Spec]) -> None:
-        self.name = name
-        self.fields: tuple[Spec, ...] = tuple(fields)
-
-    def __str__(self) -> str:
-        return f"{self.name}: ({', '.join(map(str, self.fields))})"
-
-
-class ObjectSpec(_Spec):
-    """A parameter or result of any other kind."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        return f"{self.name}: object"
-
-
-Spec = Union[TensorSpec, ShapeSpec, ScalarSpec, TupleSpec, ObjectSpec]  # noqa: UP007 (evaluated at run time)
-
-
-def _dims_to_json(dims: tuple[int | str, ...] | None) -> list[int | str] | None:
-    return None if dims is None else list(dims)
-
-
-def _dims_from_json(dims: Any) -> tuple[int | str, ...] | None:
-    if dims is None:
-        return None
-    if not isinstance(dims, list) or not all(isinstance(d, (int, str)) and not isinstance(d, bool) for d in dims):
-        raise FormatError(f"signature: dims {dims!r} are not a list of integers and expressions")
-    return tuple(dims)
-
-
-def _spec_to_json(spec: Spec) -> dict[str, Any]:
-    if isinstance(spec, TensorSpec):
-        return {"kind": "tensor", "name": spec.name, "shape": _dims_to_json(spec.shape), "dtype": spec.dtype}
-    if isinstance(spec, ShapeSpec):
-        return {"kind": "shape", "name": spec.name, "values": _dims_to_json(spec.values)}
-    if isinstance(spec, ScalarSpec):
-        return {"kind": "scalar", "name": spec.name, "dtype": spec.dtype}
-    if isinstance(spec, TupleSpec):
-        return {"kind": "tuple", "name": spec.name, "fields": [_spec_to_json(f) for f in spec.fields]}
-    return {"kind": "object", "name": spec.name}
-
-
-_MAX_SPEC_DEPTH = 64
-
-
-def _spec_from_json(data: Any, depth: int = 0) -> Spec:
-    if depth > _MAX_SPEC_DEPTH:
-        raise FormatError(f"signature: tuples are nested deeper than {_MAX_SPEC_DEPTH}")
-    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
-        raise FormatError("signature: a parameter is not an object with a name")
-    kind, name = data.get("kind"), data["name"]
-    dtype = data.get("dtype")
-    if kind == "tensor" and (dtype is None or isinstance(dtype, str)):
-        return TensorSpec(name, _dims_from_json(data.get("shape")), dtype)
-    if kind == "shape":
-        return ShapeSpec(name, _dims_from_json(data.get("values")))
-    if kind == "scalar" and isinstance(dtype, str):
-        return ScalarSpec(name, dtype)
-    if kind == "tuple" and isinstance(data.get("fields"), list):
-        return TupleSpec(name, tuple(_spec_from_json(f, depth + 1) for f in data["fields"]))
-    if kind == "object":
-        return ObjectSpec(name)
-    raise FormatError(f"signature: parameter {name!r} has an unknown or incomplete kind {kind!r}")
-
-
-class Signature(_Record):
-    """What a function takes and returns, for people and for random inputs; the program itself checks at run time."""
-
-    __slots__ = ("params", "results")
-
-    def __init__(self, params: Sequence[Spec] = (), results: Sequence[Spec] = ()) -> None:
-        self.params: list[Spec] = list(params)
-        self.results: list[Spec] = list(results)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists, dicts, strings and ints."""
-        return {"params": [_spec_to_json(p) for p in self.params], "results": [_spec_to_json(r) for r in self.results]}
-
-    @classmethod
-    def from_json(cls, data: Any) -> Signature:
-        """Inverse of `to_json`; raises FormatError."""
-        if not isinstance(data, dict):
-            raise FormatError("signature: not an object")
-        lists = [data.get("params"), data.get("results")]
-        if not all(isinstance(specs, list) for specs in lists):
-            raise FormatError("signature: params and results are not lists")
-        params, results = ([_spec_from_json(spec) for spec in specs] for specs in lists)  # type: ignore[union-attr]
-        return cls(params, results)
-
-    def __str__(self) -> str:
-        return f"({', '.join(map(str, self.params))}) -> ({', '.join(map(str, self.results))})"
-
-
-class DebugInfo(Sequence["str | None"]):
+class DebugInfo:
     """Source operator per instruction: a sequence of str or None, stored as a table of strings and int32 indices."""
 
     def __init__(self, sources: Iterable[str | None] = ()) -> None:
@@ -294,101 +137,6 @@ class DebugInfo(Sequence["str | None"]):
 
 
 _NO_INSTRUCTIONS = np.zeros(0, dtype=np.int64)
-_NUMPY_TENSOR_TYPES = frozenset(
-    np.dtype(name)
-    for name in (
-        "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
-    )
-)
-
-
-def tensor_numpy_dtype(element_type: DataType) -> np.dtype | None:
-    """The numpy dtype that holds a tensor's elements: its own, unsigned bits, or None if it cannot be a constant."""
-    if element_type.lanes != 1:
-        return None
-    # bfloat16 (code 4) and the float8 family (codes 7-14): only the bits are carried, also where a package that happens
-    # to be imported gives numpy dtypes of these names.
-    if (element_type.code, element_type.bits) == (4, 16):
-        return np.dtype(np.uint16)
-    if 7 <= element_type.code <= 14 and element_type.bits == 8:
-        return np.dtype(np.uint8)
-    try:
-        dtype = element_type.numpy
-    except TypeError:
-        return None
-    return dtype if dtype in _NUMPY_TENSOR_TYPES else None
-
-
-def normalize_constant(value: Any) -> Constant:
-    """`value` as a member of the constant pool.
-
-    Tensors (numpy arrays, DLPack producers) become compact read-only numpy arrays; one that is compact and read-only
-    already is used as it is. A tuple or list of integers becomes a Shape, a numpy dtype a DataType, bool an int.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the pool has no such kind, or a number does not fit.
-    """
-    if isinstance(value, (DataType, str, float)) and not isinstance(value, np.generic):
-        return value
-    if isinstance(value, (bool, int, np.integer, np.bool_)):
-        number = int(value)
-        if not -(2**63) <= number < 2**63:
-            raise ValueError(f"constant: {number} does not fit in int64")
-        return number
-    if isinstance(value, np.floating):
-        return float(value)
-    if isinstance(value, (tuple, list)):
-        if not all(isinstance(d, (int, np.integer)) and not isinstance(d, bool) for d in value):
-            raise TypeError(f"constant: {value!r} is not a shape (a sequence of integers)")
-        return value if isinstance(value, Shape) else Shape(value)
-    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
-        return DataType(value)
-    if not isinstance(value, np.ndarray):
-        if hasattr(value, "__dlpack__"):
-            value = np.from_dlpack(value)
-        elif hasattr(value, "__array__"):
-            value = np.asarray(value)
-        else:
-            raise TypeError(f"constant: the pool holds no {type(value).__name__}")
-    array = value
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    try:
-        element_type = tensor_dtype(array)
-        stored = tensor_numpy_dtype(element_type)
-    except (TypeError, ValueError):
-        stored = None
-    if stored is None:
-        raise TypeError(f"constant: a tensor of {array.dtype} cannot be in the constant pool")
-    if array.dtype.kind not in "biufc":  # a type that a package added to numpy: its bits are carried
-        array = BitsArray.wrap(np.array(array, order="C").view(stored), element_type)
-    if array.flags.writeable or not array.flags.c_contiguous:
-        array = array.copy(order="C")
-        array.flags.writeable = False
-    return array
-
-
-def constant_key(value: Constant) -> tuple[Any, ...]:
-    """A hashable key, equal exactly for constants that are the same bits of the same kind."""
-    if isinstance(value, np.ndarray):
-        data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        if data.nbytes <= 64:
-            digest = data.tobytes()
-        else:
-            from hashlib import blake2b  # here, because serving has no use for it
-
-            digest = blake2b(data.data, digest_size=32).digest()
-        element_type = tensor_dtype(value)
-        return ("tensor", element_type.code, element_type.bits, element_type.lanes, value.shape, digest)
-    if isinstance(value, Shape):
-        return ("shape", *value)
-    if isinstance(value, DataType):
-        return ("dtype", value.code, value.bits, value.lanes)
-    if isinstance(value, float):
-        return ("float", struct.pack("<d", value))
-    return (type(value).__name__, value)
 
 
 class VMExecutable:
@@ -433,7 +181,11 @@ class VMExecutable:
         notes: DebugInfo | Iterable[str | None] | None = None,
     ) -> None:
         self.functions = list(functions)
-        self.constants: list[Constant] = [normalize_constant(value) for value in constants]
+        self.constants: list[Constant] = list(constants)
+        if self.constants:
+            from .constants import normalize_constant  # here, because readers have them in the form they need
+
+            self.constants = [normalize_constant(value) for value in self.constants]
         self.instr_offset = np.ascontiguousarray(instr_offset, dtype=np.int64)
         self.instr_data = np.ascontiguousarray(instr_data, dtype=np.int64)
         self.memory_scopes = dict(memory_scopes or {})
@@ -498,7 +250,7 @@ class VMExecutable:
             if info.name == name:
                 return index
         known = ", ".join(info.name for info in self.functions if info.kind != PACKED_FUNC) or "none"
-        raise FunctionNotFoundError(f"executable has no function {name!r}; it defines: {known}")
+        raise errors.FunctionNotFoundError(f"executable has no function {name!r}; it defines: {known}")
 
     def function(self, name: str) -> FunctionInfo:
         """The table entry of a function; raises FunctionNotFoundError."""
@@ -513,12 +265,16 @@ class VMExecutable:
         info = self.function(name)
         if name in self.signatures:
             return self.signatures[name]
+        from .signature import ObjectSpec, Signature
+
         names = info.param_names or [f"arg{i}" for i in range(max(info.num_args, 0))]
         return Signature([ObjectSpec(param) for param in names], [])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, VMExecutable):
             return NotImplemented
+        from .constants import constant_key
+
         return (
             self.functions == other.functions
             and len(self.constants) == len(other.constants)
@@ -535,7 +291,8 @@ class VMExecutable:
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Callable[[bytes], VMExecutable], tuple[bytes]]:
-        from .vmx_format import read_vmx, write_vmx
+        from .vmx_format import read_vmx
+        from .vmx_writer import write_vmx
 
         return read_vmx, (write_vmx(self),)
 
@@ -599,7 +356,7 @@ class VMExecutable:
         OSError
             If the folder cannot be written to (PermissionError, EROFS) or the disk is full (ENOSPC, EDQUOT, EFBIG).
         """
-        from .vmx_format import save_vmx
+        from .vmx_writer import save_vmx
 
         save_vmx(self, path)
 
@@ -625,56 +382,15 @@ class VMExecutable:
 
     def stats(self) -> str:
         """Sizes and counts for people."""
-        tensors = [c for c in self.constants if isinstance(c, np.ndarray)]
-        lines = [
-            f"functions: {sum(f.kind == VM_FUNC for f in self.functions)} bytecode, "
-            f"{sum(f.kind == VMTIR_FUNC for f in self.functions)} compiled, "
-            f"{sum(f.kind == PACKED_FUNC for f in self.functions)} packed",
-        ]
-        for info in self.functions:
-            if info.kind != PACKED_FUNC:
-                params = ", ".join(info.param_names) or str(max(info.num_args, 0))
-                n_instr = info.end_instr - info.start_instr
-                lines.append(f"  @{info.name}({params}): {n_instr} instructions, {info.register_file_size} registers")
-        packed = [info.name for info in self.functions if info.kind == PACKED_FUNC]
-        if packed:
-            lines.append("  packed: " + ", ".join(packed))
-        lines.append(
-            f"code: {len(self.instr_offset)} instructions, {len(self.instr_data)} words "
-            f"({_human_bytes(8 * (len(self.instr_data) + len(self.instr_offset)))})"
-        )
-        counts = self._opcode_counts()
-        lines.append("  " + ", ".join(f"{count} {name}" for name, count in counts.items()))
-        lines.append(
-            f"constants: {len(self.constants)}, of which {len(tensors)} tensors "
-            f"({_human_bytes(sum(t.nbytes for t in tensors))})"
-        )
-        for t in sorted(tensors, key=lambda t: -t.nbytes)[:5]:
-            lines.append(f"  {t.shape} {tensor_dtype(t)}: {_human_bytes(t.nbytes)}")
-        lines += self._arena_lines()
-        return "\n".join(lines) + "\n"
+        from .stats import stats
+
+        return stats(self)
 
     def arenas(self) -> dict[str, int | str]:
         """Size of the arena of each compiled function: bytes, or text such as "128*n bytes" where symbols decide."""
-        sizes: dict[str, int | str] = {}
-        for key, value in self.metadata.items():
-            kind, _, name = key.partition(":")
-            if kind == "arena_bytes":
-                number = _number(value)
-                sizes[name] = value if number is None else number
-        return sizes
+        from .stats import arenas
 
-    def _arena_lines(self) -> Iterator[str]:
-        for name, size in self.arenas().items():
-            if not isinstance(size, int):
-                yield f"arena of @{name}: {size}"
-                continue
-            live = _number(self.metadata.get(f"live_bytes:{name}", ""))
-            tensors = _number(self.metadata.get(f"tensor_bytes:{name}", ""))
-            line = f"arena of @{name}: {size} bytes ({_human_bytes(size)})"
-            if live and tensors is not None:
-                line += f", {size / live:.2f} x the most alive at once, {_human_bytes(tensors)} without sharing"
-            yield line
+        return arenas(self)
 
     def explain(
         self, dims: Mapping[str, int] | None = None, profile: Profile | None = None, *, name: str = ""
@@ -704,30 +420,6 @@ class VMExecutable:
         # The compiler half has the arithmetic of symbols; serving asks for no explanation and loads none of it.
         explained: Explanation = importlib.import_module("pyvm.explain").explain(self, dims, profile, name)
         return explained
-
-    def _opcode_counts(self) -> dict[str, int]:
-        from vmcore.isa import Opcode  # here, because serving has no use for it
-
-        counts = {"call": 0, "ret": 0, "goto": 0, "if": 0}
-        names = dict(zip((int(op) for op in Opcode), counts, strict=True))
-        for offset in self.instr_offset.tolist():
-            if instruction_words(self.instr_data, offset):
-                counts[names[int(self.instr_data[offset])]] += 1
-        return counts
-
-
-def _number(text: str) -> int | None:
-    """The number that metadata holds; a file may hold anything there."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
-
-
-def _human_bytes(n: int) -> str:
-    value = float(n)
-    for unit in ("bytes", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GiB"
 
 
 def _read_file(path: str) -> bytes:
@@ -767,7 +459,6 @@ def load_executable(
     OSError
         If the file cannot be read.
     """
-    from .tvm_format import TVM_MAGICS, read_tvm
     from .vmx_format import VMX_MAGIC, load_vmx, read_vmx
 
     path = None
@@ -784,11 +475,15 @@ def load_executable(
         if head == VMX_MAGIC:
             return read_vmx(memoryview(source)) if path is None else load_vmx(path, mmap=mmap)  # type: ignore[arg-type]
         if len(head) == 8 and int.from_bytes(head, "little") in TVM_MAGICS:
+            from .tvm_format import read_tvm
+
             return read_tvm(source if path is None else _read_file(path))  # type: ignore[arg-type]
         if head[:4] == b"\x7fELF":
-            raise FormatError("this is a shared library; libraries exported by TVM are not supported yet")
-        raise FormatError(f"this is no executable: it starts with {head.hex() or 'nothing'}, not with a known magic")
-    except ExecutableError as error:
+            raise errors.FormatError("this is a shared library; libraries exported by TVM are not supported yet")
+        raise errors.FormatError(
+            f"this is no executable: it starts with {head.hex() or 'nothing'}, not with a known magic"
+        )
+    except errors.ExecutableError as error:
         if path is not None:
             error.add_note(f"in {path}")
         raise

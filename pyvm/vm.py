@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import operator
 import os
 import sys
@@ -11,73 +10,19 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyvm.executable import PACKED_FUNC, VMExecutable, load_executable
-from vmcore.errors import ArgumentTypeError, ArgumentValueError, FormatError
 from vmcore.library import Library, load_library
 from vmcore.machine import BoundFunction, Machine, deadline
 from vmcore.objects import Function
 from vmcore.types import Device, cpu
 
-if TYPE_CHECKING:  # loaded when something is measured: it is not free, and serving measures nothing
+if TYPE_CHECKING:  # loaded when something is watched or measured, which costs something
+    from pyvm.monitor import MemoryReport
     from pyvm.profile import Profile, TimeResult
+    from vmcore import errors
+else:
+    from vmcore.status import errors  # the same, imported when there is an error
 
-__all__ = ["Library", "VMInstrumentReturnKind", "VirtualMachine", "deadline", "load_library"]
-
-_MAX_TRACE_FRAMES = 32
-
-
-class VMInstrumentReturnKind(enum.IntEnum):
-    """What an instrument returns before a call."""
-
-    NO_OP = 0
-    SKIP_RUN = 1
-
-
-def _add_trace(executable: VMExecutable, error: BaseException, frames: Sequence[tuple[int, int]]) -> None:
-    """Adds the VM traceback to `error`, innermost frame first, and its position as attributes."""
-    from pyvm.asm import instruction_text  # here, because a run without errors has no use for it
-
-    lines = []
-    for index, pc in reversed(frames):
-        name = executable.functions[index].name
-        if pc < 0:
-            lines.append(f"in @{name}, compiled")
-            continue
-        source = executable.debug[pc]
-        where = f"in @{name}, pc {pc}: {instruction_text(executable, pc)}"
-        lines.append(where + (f"      [{source}]" if source else ""))
-    if len(lines) > _MAX_TRACE_FRAMES:
-        half = _MAX_TRACE_FRAMES // 2
-        lines[half:-half] = [f"... {len(lines) - 2 * half} more frames"]
-    if frames and not hasattr(error, "vm_frames"):
-        index, pc = frames[-1]
-        try:
-            error.vm_frames = [(executable.functions[i].name, p) for i, p in frames]  # type: ignore[attr-defined]
-        except AttributeError:
-            pass  # an exception type without a dict: the notes say the same
-    for line in lines:
-        error.add_note(line)
-
-
-class MemoryReport(dict[str, Any]):
-    """What `VirtualMachine.memory_report` returns; `str` of it is a table for people."""
-
-    def __str__(self) -> str:
-        limit = self["limit_bytes"]
-        share = "" if limit is None else f"{self['peak_bytes'] / limit:.0%} of the limit"
-        hits = f"{self['n_pool_hits']:,} of {self['n_allocations']:,} requests found one"
-        rows: list[tuple[str, int | None, str]] = [
-            ("in use", self["live_bytes"], f"of which idle calls keep {self['idle_bytes']:,}"),
-            ("kept for reuse", self["pooled_bytes"], hits),
-            ("highest in use", self["peak_bytes"], share),
-            ("limit", limit, ""),
-            ("asked for so far", self["total_bytes"], ""),
-            ("kernel scratch", self["workspace_bytes"], "of the whole process"),
-        ]
-        lines = [f"{name:<17}{'none' if n is None else f'{n:,} bytes':>24}  {note}".rstrip() for name, n, note in rows]
-        if self["classes"]:
-            lines.append(f"{'block size':<17}{'in use':>18}{'kept':>8}")
-            lines += [f"{size:<17,}{live:>18,}{kept:>8,}" for size, live, kept in self["classes"]]
-        return "\n".join(lines)
+__all__ = ["Library", "VirtualMachine", "deadline", "load_library"]
 
 
 class VirtualMachine:
@@ -182,7 +127,7 @@ class VirtualMachine:
     def invoke_closure(self, closure: Function, *args: Any) -> Any:
         """Calls a closure or function value that a program returned, with captured values after `args`."""
         if not isinstance(closure, Function):
-            raise ArgumentTypeError(f"invoke_closure: expected a closure, got {type(closure).__name__}")
+            raise errors.ArgumentTypeError(f"invoke_closure: expected a closure, got {type(closure).__name__}")
         return closure(*args)
 
     def save_function(self, name: str, saved_name: str, *args: Any, include_return: bool = True, **kwargs: Any) -> None:
@@ -204,7 +149,7 @@ class VirtualMachine:
             If `saved_name` is taken.
         """
         if saved_name in self.function_names():
-            raise ArgumentValueError(f"save_function: the name {saved_name!r} is taken")
+            raise errors.ArgumentValueError(f"save_function: the name {saved_name!r} is taken")
         function = self._machine.function(name)
         self._saved[saved_name] = _SavedFunction(
             saved_name, function, self._ordered(name, args, kwargs), include_return
@@ -220,7 +165,7 @@ class VirtualMachine:
         """Calls `name` on its kept inputs and keeps the result. Raises ArgumentValueError without inputs."""
         self._machine.function(name)
         if name not in self._inputs:
-            raise ArgumentValueError(f"invoke_stateful: {name!r} has no inputs; call set_input first")
+            raise errors.ArgumentValueError(f"invoke_stateful: {name!r} has no inputs; call set_input first")
         self._outputs.pop(name, None)
         self._outputs[name] = self._machine.function(name)(*self._inputs[name])
 
@@ -228,7 +173,7 @@ class VirtualMachine:
         """The result of the last `invoke_stateful(name)`: a Tensor or a nested tuple."""
         self._machine.function(name)
         if name not in self._outputs:
-            raise ArgumentValueError(f"get_outputs: {name!r} has no outputs; call invoke_stateful first")
+            raise errors.ArgumentValueError(f"get_outputs: {name!r} has no outputs; call invoke_stateful first")
         return self._outputs[name]
 
     def _ordered(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -236,7 +181,7 @@ class VirtualMachine:
         names = function.param_names
         unknown = [key for key in kwargs if key not in names[len(args) :]]
         if unknown or len(args) + len(kwargs) != len(names):
-            raise ArgumentTypeError(
+            raise errors.ArgumentTypeError(
                 f"{name}: expected {len(names)} arguments ({', '.join(names)}), got {len(args)} positional"
                 + (f" and {', '.join(kwargs)}" if kwargs else "")
             )
@@ -259,6 +204,8 @@ class VirtualMachine:
         -----
         Calls that run already are not affected. Nested VM calls use the C stack while an instrument is set.
         """
+        from pyvm.monitor import VMInstrumentReturnKind
+
         functions = self.executable.functions
         machine = weakref.ref(self._machine)  # the machine owns the hook
 
@@ -325,6 +272,8 @@ class VirtualMachine:
             All but n_* and classes are bytes, with what rounding up to a block size adds (at most a quarter), except
             total_bytes and idle_bytes, which are as asked for.
         """
+        from pyvm.monitor import MemoryReport
+
         report = MemoryReport(self._machine.memory_report())
         workspace = sys.modules.get("vmcore.kernels.workspace")
         report["workspace_bytes"] = 0 if workspace is None else workspace.workspace_bytes()
@@ -368,7 +317,9 @@ class _Origin:
         self._options = options
 
     def __call__(self, error: BaseException, frames: Sequence[tuple[int, int]]) -> None:
-        _add_trace(self._executable, error, frames)
+        from pyvm.monitor import add_trace  # here, because a run without errors has no use for it
+
+        add_trace(self._executable, error, frames)
 
     def recipe(self) -> tuple[VMExecutable | str, str, dict[str, Any]]:
         """Path and digest, or the executable and no digest; and the machine's options."""
@@ -395,7 +346,7 @@ def _unpickle_machine(
 ) -> VirtualMachine:
     vm = VirtualMachine(source, **options)
     if digest and vm._origin.recipe()[1] != digest:
-        raise FormatError(
+        raise errors.FormatError(
             f"unpickle: {source} is not the file that the virtual machine was made from: its digest is "
             f"{vm._origin.recipe()[1] or 'unknown'}, expected {digest}"
         )

@@ -30,255 +30,99 @@ does), do not edit them in place, or load them without mapping.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import struct
 import zlib
 from collections.abc import Callable
 from functools import partial
-from mmap import ACCESS_READ
-from mmap import mmap as map_file
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vmcore.errors import FormatError, VersionError
-from vmcore.types import DataType, Shape, tensor_dtype
+from vmcore.types import DataType, Shape
 
-from .executable import DebugInfo, FunctionInfo, Signature, VMExecutable
-from .tvm_format import (
-    MAX_NDIM,
-    ByteReader,
-    checked_tensor,
-    make_tensor,
-    write_function,
-    write_string,
-)
+from .byte_reader import MAX_NDIM, ByteReader, checked_tensor, make_tensor
+from .executable import DebugInfo, FunctionInfo, VMExecutable
 
 if TYPE_CHECKING:
-    from .executable import Constant
+    from vmcore import errors
+
+    from .constants import Constant
+    from .signature import Signature
+else:
+    from vmcore.status import errors  # the same, imported when there is an error
 
 VMX_MAGIC = b"\x89VMX\r\n\x1a\n"  # not text, and broken by whoever translates line ends
 VERSION = (1, 1)
 FLAG_CRITICAL = 1
 MAX_SECTIONS = 1024
 MAX_META_BYTES = 16 << 20
-_ALIGN = 64
-_HEADER, _ENTRY = struct.Struct("<8sHHIQI"), struct.Struct("<IIQQII")
-_HEADER_BYTES = _HEADER.size + 4
-_FUNCTIONS, _CODE, _CONSTANTS, _WEIGHTS, _SCOPES, _DEBUG, _META, _NOTES = range(1, 9)
-_SECTION_NAMES = {
-    _FUNCTIONS: "functions",
-    _CODE: "code",
-    _CONSTANTS: "constants",
-    _WEIGHTS: "weights",
-    _SCOPES: "scopes",
-    _DEBUG: "debug",
-    _META: "meta",
-    _NOTES: "notes",
+ALIGN = 64
+HEADER, ENTRY = struct.Struct("<8sHHIQI"), struct.Struct("<IIQQII")
+HEADER_BYTES = HEADER.size + 4
+FUNCTIONS, CODE, CONSTANTS, WEIGHTS, SCOPES, DEBUG, META, NOTES = range(1, 9)
+SECTION_NAMES = {
+    FUNCTIONS: "functions",
+    CODE: "code",
+    CONSTANTS: "constants",
+    WEIGHTS: "weights",
+    SCOPES: "scopes",
+    DEBUG: "debug",
+    META: "meta",
+    NOTES: "notes",
 }
-_CRITICAL = frozenset({_FUNCTIONS, _CODE, _CONSTANTS, _WEIGHTS})
-_INT, _FLOAT, _DTYPE, _STRING, _SHAPE, _TENSOR = 1, 3, 5, 65, 69, 70
+INT, FLOAT, DTYPE, STRING, SHAPE, TENSOR = 1, 3, 5, 65, 69, 70
 
 
-def _align(n: int) -> int:
-    return -(-n // _ALIGN) * _ALIGN
-
-
-# ---- writing
-
-
-def _write_constants(constants: list[Constant]) -> tuple[bytes, list[np.ndarray]]:
-    """The CONSTANTS section and the tensors of WEIGHTS in order."""
-    out = [struct.pack("<Q", len(constants))]
-    weights: list[np.ndarray] = []
-    at = 0
-    for value in constants:
-        if isinstance(value, np.ndarray):
-            t = tensor_dtype(value)
-            out.append(struct.pack("<iBBHi", _TENSOR, t.code, t.bits, t.lanes, value.ndim))
-            out.append(struct.pack(f"<{value.ndim}qQQ", *value.shape, at, value.nbytes))
-            weights.append(value)
-            at = _align(at + value.nbytes)
-        elif isinstance(value, Shape):
-            out.append(struct.pack(f"<iQ{len(value)}q", _SHAPE, len(value), *value))
-        elif isinstance(value, str):
-            out.append(struct.pack("<i", _STRING) + write_string(value))
-        elif isinstance(value, DataType):
-            out.append(struct.pack("<iBBH", _DTYPE, value.code, value.bits, value.lanes))
-        elif isinstance(value, float):
-            out.append(struct.pack("<id", _FLOAT, value))
-        else:
-            out.append(struct.pack("<iq", _INT, value))
-    return b"".join(out), weights
-
-
-def _write_code(executable: VMExecutable) -> bytes:
-    arrays = [np.ascontiguousarray(a, dtype="<i8") for a in (executable.instr_offset, executable.instr_data)]
-    return struct.pack("<QQ", *map(len, arrays)) + b"".join(a.tobytes() for a in arrays)
-
-
-def _write_debug(debug: DebugInfo) -> bytes:
-    strings = struct.pack("<Q", len(debug.strings)) + b"".join(map(write_string, debug.strings))
-    return strings + struct.pack("<Q", len(debug.indices)) + debug.indices.astype("<i4", copy=False).tobytes()
-
-
-def _write_meta(executable: VMExecutable) -> bytes:
-    import json  # here and below, because serving has no use for it
-
-    meta = {
-        "signatures": {name: signature.to_json() for name, signature in executable.signatures.items()},
-        "metadata": executable.metadata,
-    }
-    try:
-        raw = json.dumps(meta, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    except (UnicodeEncodeError, TypeError, ValueError) as error:
-        raise FormatError(f"meta section: signatures and metadata do not convert to JSON: {error}") from error
-    if len(raw) > MAX_META_BYTES:
-        raise FormatError(f"meta section: {len(raw)} bytes; the limit is {MAX_META_BYTES}")
-    return raw
-
-
-def _write_sections(executable: VMExecutable, file: BinaryIO) -> None:
-    constants, weights = _write_constants(executable.constants)
-    functions = struct.pack("<Q", len(executable.functions)) + b"".join(map(write_function, executable.functions))
-    sections: list[tuple[int, bytes]] = [
-        (_FUNCTIONS, functions),
-        (_CODE, _write_code(executable)),
-        (_CONSTANTS, constants),
-    ]
-    if executable.memory_scopes:
-        scopes = [struct.pack("<q", i) + write_string(scope) for i, scope in executable.memory_scopes.items()]
-        sections.append((_SCOPES, struct.pack("<Q", len(scopes)) + b"".join(scopes)))
-    if len(executable.debug):
-        sections.append((_DEBUG, _write_debug(executable.debug)))
-    if executable.signatures or executable.metadata:
-        sections.append((_META, _write_meta(executable)))
-    if len(executable.notes):
-        sections.append((_NOTES, _write_debug(executable.notes)))
-
-    n_sections = len(sections) + bool(weights)
-    at = _align(_HEADER_BYTES + n_sections * _ENTRY.size)
-    table = []
-    file.write(bytes(at))
-    for kind, data in sections:
-        flags = FLAG_CRITICAL if kind in _CRITICAL else 0
-        table.append(_ENTRY.pack(kind, flags, at, len(data), zlib.crc32(data), 0))
-        end = at + len(data)
-        at = _align(end)
-        file.write(data)
-        file.write(bytes(at - end))
-    end = at
-    if weights:
-        crc = size = 0
-        for i, tensor in enumerate(weights):
-            raw = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
-            padding = bytes(_align(len(raw)) - len(raw)) if i + 1 < len(weights) else b""
-            crc = zlib.crc32(padding, zlib.crc32(raw, crc))
-            size += len(raw) + len(padding)
-            file.write(raw)
-            file.write(padding)
-        table.append(_ENTRY.pack(_WEIGHTS, FLAG_CRITICAL, at, size, crc, 0))
-        end = at + size
-    head = _HEADER.pack(VMX_MAGIC, *VERSION, n_sections, end, zlib.crc32(b"".join(table)))
-    file.seek(0)
-    file.write(head + struct.pack("<I", zlib.crc32(head)) + b"".join(table))
-
-
-def write_vmx(executable: VMExecutable) -> bytes:
-    """The `.vmx` file as bytes."""
-    file = io.BytesIO()
-    _write_sections(executable, file)
-    return file.getvalue()
-
-
-def save_vmx(executable: VMExecutable, path: str | os.PathLike[str]) -> None:
-    """Writes a `.vmx` file: beside `path` first, then in one step over it.
-
-    Raises
-    ------
-    FormatError
-        If the executable holds what the format cannot.
-    OSError
-        If the folder cannot be written to or the disk is full; `path` is then untouched.
-    """
-    target = os.path.realpath(os.fspath(path))
-    folder = os.path.dirname(target)
-    temporary = os.path.join(folder, f".{os.path.basename(target)}.{os.urandom(6).hex()}.tmp")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            _write_sections(executable, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        error.add_note(f"while saving {target}, which is what it was before")
-        raise
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-# ---- reading
-
-
-class _Section:
-    def __init__(self, kind: int, offset: int, size: int, crc: int) -> None:
-        self.kind, self.offset, self.size, self.crc = kind, offset, size, crc
-
-    @property
-    def name(self) -> str:
-        return f"vmx {_SECTION_NAMES[self.kind]} section"
+# Offset and size in bytes, and checksum.
+_Section = tuple[int, int, int]
 
 
 def _read_table(read: Callable[[int, int], bytes], file_size: int) -> dict[int, _Section]:
     """The sections of known kind, each inside the file, none overlapping."""
-    raw = read(0, _HEADER_BYTES)
-    if len(raw) < _HEADER_BYTES:
-        raise FormatError(f"vmx header: {_HEADER_BYTES} bytes are needed, the file has {len(raw)}")
-    magic, major, minor, n_sections, size, table_crc = _HEADER.unpack_from(raw)
-    (header_crc,) = struct.unpack_from("<I", raw, _HEADER.size)
+    raw = read(0, HEADER_BYTES)
+    if len(raw) < HEADER_BYTES:
+        raise errors.FormatError(f"vmx header: {HEADER_BYTES} bytes are needed, the file has {len(raw)}")
+    magic, major, minor, n_sections, size, table_crc = HEADER.unpack_from(raw)
+    (header_crc,) = struct.unpack_from("<I", raw, HEADER.size)
     if magic != VMX_MAGIC:
-        raise FormatError(f"vmx header: magic {magic!r}, expected {VMX_MAGIC!r}")
-    if zlib.crc32(raw[: _HEADER.size]) != header_crc:
-        raise FormatError(f"vmx header: checksum {zlib.crc32(raw[: _HEADER.size]):#010x}, stored {header_crc:#010x}")
+        raise errors.FormatError(f"vmx header: magic {magic!r}, expected {VMX_MAGIC!r}")
+    if zlib.crc32(raw[: HEADER.size]) != header_crc:
+        raise errors.FormatError(
+            f"vmx header: checksum {zlib.crc32(raw[: HEADER.size]):#010x}, stored {header_crc:#010x}"
+        )
     if major != VERSION[0]:
-        raise VersionError(f"vmx header: format version {major}.{minor}, this reader knows {VERSION[0]}.x")
+        raise errors.VersionError(f"vmx header: format version {major}.{minor}, this reader knows {VERSION[0]}.x")
     if size != file_size:
-        raise FormatError(f"vmx header: the file should have {size} bytes, it has {file_size}")
+        raise errors.FormatError(f"vmx header: the file should have {size} bytes, it has {file_size}")
     if n_sections > MAX_SECTIONS:
-        raise FormatError(f"vmx header: {n_sections} sections; the limit is {MAX_SECTIONS}")
-    table = read(_HEADER_BYTES, n_sections * _ENTRY.size)
-    if len(table) != n_sections * _ENTRY.size:
-        raise FormatError(f"vmx section table: {n_sections * _ENTRY.size} bytes are needed, {len(table)} are left")
+        raise errors.FormatError(f"vmx header: {n_sections} sections; the limit is {MAX_SECTIONS}")
+    table = read(HEADER_BYTES, n_sections * ENTRY.size)
+    if len(table) != n_sections * ENTRY.size:
+        raise errors.FormatError(
+            f"vmx section table: {n_sections * ENTRY.size} bytes are needed, {len(table)} are left"
+        )
     if zlib.crc32(table) != table_crc:
-        raise FormatError(f"vmx section table: checksum {zlib.crc32(table):#010x}, stored {table_crc:#010x}")
+        raise errors.FormatError(f"vmx section table: checksum {zlib.crc32(table):#010x}, stored {table_crc:#010x}")
     sections: dict[int, _Section] = {}
-    end = _HEADER_BYTES + len(table)
-    for kind, flags, offset, length, crc, _ in _ENTRY.iter_unpack(table):
-        if offset % _ALIGN or offset < end or offset > file_size or length > file_size - offset:
-            raise FormatError(
+    end = HEADER_BYTES + len(table)
+    for kind, flags, offset, length, crc, _ in ENTRY.iter_unpack(table):
+        if offset % ALIGN or offset < end or offset > file_size or length > file_size - offset:
+            raise errors.FormatError(
                 f"vmx section table: section of kind {kind} at {offset} with {length} bytes is unaligned, overlaps "
                 f"what ends at {end}, or exceeds the file of {file_size} bytes"
             )
         end = offset + length
-        if kind not in _SECTION_NAMES:
+        if kind not in SECTION_NAMES:
             if flags & FLAG_CRITICAL:
-                raise VersionError(
+                raise errors.VersionError(
                     f"vmx section table: the file needs a section of kind {kind}, which this reader "
                     f"(version {VERSION[0]}.{VERSION[1]}; file {major}.{minor}) does not know"
                 )
             continue
         if kind in sections:
-            raise FormatError(f"vmx section table: two {_SECTION_NAMES[kind]} sections")
-        sections[kind] = _Section(kind, offset, length, crc)
+            raise errors.FormatError(f"vmx section table: two {SECTION_NAMES[kind]} sections")
+        sections[kind] = offset, length, crc
     return sections
 
 
@@ -291,14 +135,14 @@ def _read_code(reader: ByteReader) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_constant(reader: ByteReader, weights: np.ndarray) -> Constant:
     (type_index,) = reader.unpack("i")
-    if type_index == _TENSOR:
+    if type_index == TENSOR:
         code, bits, lanes, ndim = reader.unpack("BBHi")
         if not 0 <= ndim <= MAX_NDIM:
             raise reader.fail(f"a tensor of {ndim} dims; the limit is {MAX_NDIM}")
         shape = reader.unpack(f"{ndim}q")
         offset, nbytes = reader.unpack("QQ")
         element_type, dtype = checked_tensor(reader, (code, bits, lanes), shape, nbytes)
-        if offset % _ALIGN or offset > len(weights) or nbytes > len(weights) - offset:
+        if offset % ALIGN or offset > len(weights) or nbytes > len(weights) - offset:
             raise reader.fail(
                 f"a tensor at {offset} with {nbytes} bytes is unaligned or exceeds the {len(weights)} bytes of weights"
             )
@@ -306,15 +150,15 @@ def _read_constant(reader: ByteReader, weights: np.ndarray) -> Constant:
             return make_tensor(weights[offset : offset + nbytes], element_type, dtype, shape)
         except ValueError:
             raise reader.fail(f"a tensor of shape {shape} is too large to address") from None
-    if type_index == _SHAPE:
+    if type_index == SHAPE:
         return Shape(reader.unpack(f"{reader.count(8)}q"))
-    if type_index == _STRING:
+    if type_index == STRING:
         return reader.string()
-    if type_index == _INT:
+    if type_index == INT:
         return reader.unpack("q")[0]
-    if type_index == _FLOAT:
+    if type_index == FLOAT:
         return reader.unpack("d")[0]
-    if type_index == _DTYPE:
+    if type_index == DTYPE:
         return DataType.from_triple(*reader.unpack("BBH"))
     raise reader.fail(f"constant of type index {type_index}; known are 1, 3, 5, 65, 69 and 70")
 
@@ -338,20 +182,22 @@ def _read_notes(raw: bytes, n_instr: int) -> DebugInfo:
 
 def _read_meta(raw: bytes) -> tuple[dict[str, Signature], dict[str, str]]:
     if len(raw) > MAX_META_BYTES:
-        raise FormatError(f"vmx meta section: {len(raw)} bytes; the limit is {MAX_META_BYTES}")
-    import json
+        raise errors.FormatError(f"vmx meta section: {len(raw)} bytes; the limit is {MAX_META_BYTES}")
+    import json  # here, because serving has no use for it
+
+    from .signature import Signature
 
     try:
         meta: Any = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"vmx meta section: not JSON: {error}") from None
+        raise errors.FormatError(f"vmx meta section: not JSON: {error}") from None
     if not isinstance(meta, dict):
-        raise FormatError("vmx meta section: not a JSON object")
+        raise errors.FormatError("vmx meta section: not a JSON object")
     signatures, metadata = meta.get("signatures", {}), meta.get("metadata", {})
     if not isinstance(signatures, dict) or not isinstance(metadata, dict):
-        raise FormatError("vmx meta section: signatures and metadata are not objects")
+        raise errors.FormatError("vmx meta section: signatures and metadata are not objects")
     if not all(isinstance(value, str) for value in metadata.values()):
-        raise FormatError("vmx meta section: a metadata value is not a string")
+        raise errors.FormatError("vmx meta section: a metadata value is not a string")
     return {name: Signature.from_json(data) for name, data in signatures.items()}, metadata
 
 
@@ -363,66 +209,69 @@ def _read_sections(
     def content(kind: int) -> bytes | None:
         section = sections.get(kind)
         if section is None:
-            if kind in (_FUNCTIONS, _CODE, _CONSTANTS):
-                raise FormatError(f"vmx section table: the {_SECTION_NAMES[kind]} section is missing")
+            if kind in (FUNCTIONS, CODE, CONSTANTS):
+                raise errors.FormatError(f"vmx section table: the {SECTION_NAMES[kind]} section is missing")
             return None
-        data = read(section.offset, section.size)
-        if len(data) != section.size:
-            raise FormatError(f"{section.name}: {section.size} bytes are needed, {len(data)} could be read")
-        if zlib.crc32(data) != section.crc:
-            raise FormatError(f"{section.name}: checksum {zlib.crc32(data):#010x}, stored {section.crc:#010x}")
+        offset, size, crc = section
+        data = read(offset, size)
+        name = SECTION_NAMES[kind]
+        if len(data) != size:
+            raise errors.FormatError(f"vmx {name} section: {size} bytes are needed, {len(data)} could be read")
+        if zlib.crc32(data) != crc:
+            raise errors.FormatError(f"vmx {name} section: checksum {zlib.crc32(data):#010x}, stored {crc:#010x}")
         return data
 
     def reader(kind: int) -> ByteReader | None:
         data = content(kind)
-        return None if data is None else ByteReader(memoryview(data), f"vmx {_SECTION_NAMES[kind]} section")
+        return None if data is None else ByteReader(memoryview(data), f"vmx {SECTION_NAMES[kind]} section")
 
     def finish(r: ByteReader) -> None:
         if r.left:
             raise r.fail(f"{r.left} bytes are left over")
 
-    weights_section = sections.get(_WEIGHTS)
+    weights_offset, weights_size, weights_crc = sections.get(WEIGHTS, (0, 0, 0))  # 0 is the checksum of nothing
     weights = np.zeros(0, dtype=np.uint8)
-    if weights_section is not None and weights_section.size:
-        weights = weights_of(weights_section.offset, weights_section.size)
+    if weights_size:
+        weights = weights_of(weights_offset, weights_size)
 
-    r = reader(_FUNCTIONS)
+    r = reader(FUNCTIONS)
     assert r is not None
     functions: list[FunctionInfo] = [r.function() for _ in range(r.count(52))]
     finish(r)
-    r = reader(_CODE)
+    r = reader(CODE)
     assert r is not None
     instr_offset, instr_data = _read_code(r)
     finish(r)
-    r = reader(_CONSTANTS)
+    r = reader(CONSTANTS)
     assert r is not None
     constants = [_read_constant(r, weights) for _ in range(r.count(8))]
     finish(r)
     scopes: dict[int, str] = {}
-    if (r := reader(_SCOPES)) is not None:
+    if (r := reader(SCOPES)) is not None:
         for _ in range(r.count(16)):
             (index,) = r.unpack("q")
             scopes[index] = r.string()
         finish(r)
     debug = DebugInfo()
-    if (r := reader(_DEBUG)) is not None:
+    if (r := reader(DEBUG)) is not None:
         debug = _read_debug(r, len(instr_offset))
-    executable = VMExecutable(functions, constants, instr_offset, instr_data, scopes, debug)
-    meta = content(_META)
+    executable = VMExecutable(functions, (), instr_offset, instr_data, scopes, debug)
+    executable.constants = constants  # which have the form of the pool already
+    meta = content(META)
     if meta is not None:
         executable._decode_meta = partial(_read_meta, meta)
-    notes = content(_NOTES)
+    notes = content(NOTES)
     if notes is not None:
         executable._decode_notes = partial(_read_notes, notes, len(instr_offset))
 
     def check_weights() -> None:
-        if weights_section is not None and zlib.crc32(weights.data) != weights_section.crc:
-            raise FormatError(
-                f"vmx weights section: checksum {zlib.crc32(weights.data):#010x}, stored {weights_section.crc:#010x}"
+        if zlib.crc32(weights.data) != weights_crc:
+            raise errors.FormatError(
+                f"vmx weights section: checksum {zlib.crc32(weights.data):#010x}, stored {weights_crc:#010x}"
             )
 
     executable._check_weights = check_weights
-    executable._identity = read(0, _HEADER_BYTES + _ENTRY.size * _HEADER.unpack_from(read(0, _HEADER_BYTES))[3])
+    executable._identity = read(0, HEADER_BYTES + ENTRY.size * HEADER.unpack_from(read(0, HEADER_BYTES))[3])
     return executable
 
 
@@ -463,16 +312,21 @@ def load_vmx(path: str | os.PathLike[str], *, mmap: bool = True) -> VMExecutable
 
         def weights_of(offset: int, length: int) -> np.ndarray:
             if not mmap:
-                room = np.empty(length + _ALIGN, np.uint8)
-                copy = room[-room.ctypes.data % _ALIGN :][:length]
+                room = np.empty(length + ALIGN, np.uint8)
+                copy = room[-room.ctypes.data % ALIGN :][:length]
                 file.seek(offset)
                 if (n_read := file.readinto(copy.data)) != length:
-                    raise FormatError(f"vmx weights section: {length} bytes are needed, {n_read} could be read")
+                    raise errors.FormatError(f"vmx weights section: {length} bytes are needed, {n_read} could be read")
                 copy.flags.writeable = False
                 return copy
+            from mmap import ACCESS_READ  # here, because not every file has weights
+            from mmap import mmap as map_file
+
             mapping = map_file(descriptor, 0, access=ACCESS_READ)  # lives as long as the arrays on it
             if offset + length > len(mapping):
-                raise FormatError(f"vmx weights section: ends at {offset + length}, the file has {len(mapping)} bytes")
+                raise errors.FormatError(
+                    f"vmx weights section: ends at {offset + length}, the file has {len(mapping)} bytes"
+                )
             return np.frombuffer(mapping, dtype=np.uint8, count=length, offset=offset)
 
         executable = _read_sections(lambda offset, n: os.pread(descriptor, n, offset), weights_of, size)

@@ -9,20 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from pyvm.asm import assemble
-from pyvm.executable import (
-    PACKED_FUNC,
-    VM_FUNC,
-    VMTIR_FUNC,
-    DebugInfo,
-    FunctionInfo,
-    ObjectSpec,
-    ScalarSpec,
-    ShapeSpec,
-    Signature,
-    TensorSpec,
-    TupleSpec,
-    VMExecutable,
-)
+from pyvm.executable import PACKED_FUNC, VM_FUNC, VMTIR_FUNC, DebugInfo, FunctionInfo, VMExecutable
+from pyvm.signature import ObjectSpec, ScalarSpec, ShapeSpec, Signature, TensorSpec, TupleSpec
 from vmcore.isa import VM_REGISTER, VOID_REGISTER, ArgKind, Opcode, pack_arg
 from vmcore.types import BitsArray, DataType, Shape
 

@@ -24,7 +24,8 @@ import numpy as np
 import pyvm
 from pyvm.asm import assemble
 from pyvm.executable import VMExecutable, load_executable
-from pyvm.vm import VirtualMachine, VMInstrumentReturnKind
+from pyvm.monitor import VMInstrumentReturnKind
+from pyvm.vm import VirtualMachine
 from tests import soak
 from tests.fuzz.kernels import templates
 from tests.tvm_parity.cases import BUILTINS

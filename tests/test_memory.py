@@ -11,7 +11,8 @@ import pytest
 
 import pyvm
 from pyvm.asm import assemble
-from pyvm.vm import MemoryReport, VirtualMachine
+from pyvm.monitor import MemoryReport
+from pyvm.vm import VirtualMachine
 from tests import ROOT
 from tests.lengths import RUNS
 from vmcore.types import Shape

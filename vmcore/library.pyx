@@ -17,7 +17,7 @@ from vmcore.status cimport fail, last_error_kind, last_error_text
 from vmcore.threads cimport TaskFn, parallel_for, thread_count
 from vmcore.value cimport ERR_DEADLINE, ERR_PYTHON, FunctionObj, PackedFn, Value, object_release, object_retain
 
-from vmcore import errors
+from vmcore.status import errors
 
 cdef extern from "vmcore/library.h" nogil:
     struct HostHooks:

@@ -35,7 +35,7 @@ from vmcore.value cimport (
 from _thread import RLock  # what `threading` has; that module is not cheap to import
 from types import SimpleNamespace
 
-from vmcore import errors
+from vmcore.status import errors
 from vmcore.verify import verify as verify_executable
 
 import numpy as np

@@ -23,7 +23,7 @@ from types import GenericAlias
 
 import numpy as np
 
-from vmcore import errors
+from vmcore.status import errors
 from vmcore.types import DataType, Device, Shape
 
 cdef object _DataType = DataType

@@ -24,7 +24,7 @@ from vmcore.value cimport (
     value_copy, value_dtype, value_ptr, value_set, value_type,
 )
 
-from vmcore import errors
+from vmcore.status import errors
 
 cdef extern from "vmcore/foreign.h" nogil:
     int value_align(Value* v, int depth)

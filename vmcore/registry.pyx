@@ -11,7 +11,8 @@ from vmcore.memory cimport memory_keep
 from vmcore.objects cimport Function, function_from_callable, function_from_native, named_function
 from vmcore.value cimport DirectEntry, FunctionObj, KernelEntry, object_retain
 
-from vmcore import errors, kernels
+from vmcore import kernels
+from vmcore.status import errors
 
 ctypedef const KernelEntry* (*TableFn)(int* n) noexcept
 ctypedef const DirectEntry* (*DirectTableFn)() noexcept

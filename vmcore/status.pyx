@@ -1,12 +1,13 @@
 """The thread-local error slot and the one function that turns it into an exception."""
+import importlib
+
+from cpython.object cimport PyObject
+from libc.string cimport memcpy, strlen
+
 from vmcore.value cimport (
     ERR_ALLOC, ERR_DEADLINE, ERR_DTYPE, ERR_INDEX, ERR_INTERNAL, ERR_KERNEL, ERR_NONE, ERR_NOT_FOUND, ERR_RECURSION,
     ERR_PYTHON, ERR_SHAPE, ERR_TYPE, ERR_VALUE, ERR_INTERRUPT,
 )
-from cpython.object cimport PyObject
-from libc.string cimport memcpy, strlen
-
-from vmcore import errors
 
 cdef extern from *:
     """
@@ -54,19 +55,28 @@ cdef extern from *:
 cdef extern from "Python.h":
     void Py_DECREF_ptr "Py_DECREF"(PyObject*)
 
-_EXCEPTIONS = {
-    ERR_TYPE: errors.ArgumentTypeError,
-    ERR_VALUE: errors.ArgumentValueError,
-    ERR_INDEX: errors.IndexRangeError,
-    ERR_SHAPE: errors.ShapeMismatchError,
-    ERR_DTYPE: errors.DTypeMismatchError,
-    ERR_ALLOC: errors.AllocationError,
-    ERR_KERNEL: errors.KernelError,
-    ERR_RECURSION: errors.RecursionLimitError,
-    ERR_DEADLINE: errors.DeadlineExceeded,
-    ERR_INTERRUPT: KeyboardInterrupt,
-    ERR_INTERNAL: errors.InternalError,
-    ERR_NOT_FOUND: errors.FunctionNotFoundError,
+
+cdef class _Errors:
+    """`vmcore.errors`, imported when something is raised: to make its classes is an eighth of a cold start."""
+
+    def __getattr__(self, str name):
+        return getattr(importlib.import_module("vmcore.errors"), name)
+
+
+errors = _Errors()
+
+cdef dict _EXCEPTIONS = {
+    ERR_TYPE: "ArgumentTypeError",
+    ERR_VALUE: "ArgumentValueError",
+    ERR_INDEX: "IndexRangeError",
+    ERR_SHAPE: "ShapeMismatchError",
+    ERR_DTYPE: "DTypeMismatchError",
+    ERR_ALLOC: "AllocationError",
+    ERR_KERNEL: "KernelError",
+    ERR_RECURSION: "RecursionLimitError",
+    ERR_DEADLINE: "DeadlineExceeded",
+    ERR_INTERNAL: "InternalError",
+    ERR_NOT_FOUND: "FunctionNotFoundError",
 }
 
 
@@ -110,7 +120,9 @@ cdef object take_error():
         kind = ERR_NONE
     if kind == ERR_NONE:
         return errors.InternalError("a native function reported failure without storing an error")
-    return _EXCEPTIONS[kind](message)
+    if kind == ERR_INTERRUPT:
+        return KeyboardInterrupt(message)
+    return getattr(errors, _EXCEPTIONS[kind])(message)
 
 
 cdef int raise_status() except -1:

@@ -28,12 +28,17 @@ cdef void parallel_for_brief(int64_t n_tasks, TaskFn fn, void* ctx) noexcept nog
 
 
 def _read(path: str) -> str:
-    """The text of a small file, empty if it cannot be read."""
+    """The text of a small file, empty if it cannot be read. Without file objects: this is part of every start."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(4096)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return os.read(descriptor, 4096).decode(errors="replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
 
 
 def _quota(quota: str, period: str) -> float:
@@ -63,7 +68,7 @@ def _cgroup_cpus(root: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgr
                     if len(fields) == 2:
                         cpus = min(cpus, _quota(fields[0], fields[1]))
             elif "cpu" in controllers.split(","):
-                for mount in (f"{root}/cpu", f"{root}/{controllers}"):
+                for mount in {f"{root}/cpu", f"{root}/{controllers}"}:  # one or two names of it
                     quota = _read(f"{mount}{group}/cpu.cfs_quota_us")
                     if quota:
                         cpus = min(cpus, _quota(quota, _read(f"{mount}{group}/cpu.cfs_period_us")))

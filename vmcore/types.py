@@ -175,3 +175,20 @@ class BitsArray(np.ndarray):
 def tensor_dtype(array: np.ndarray) -> DataType:
     """The element type of a numpy array or BitsArray."""
     return getattr(array, "element_type", None) or DataType(array.dtype)
+
+
+_STORED_BITS = {0: (8, 16, 32, 64), 1: (8, 16, 32, 64), 2: (16, 32, 64), 5: (64, 128), 6: (8,)}  # by type code
+
+
+def stored_dtype(element_type: DataType) -> np.dtype | None:
+    """The numpy dtype that holds a tensor's elements: its own, unsigned bits, or None if it cannot be a constant."""
+    code, bits = element_type.code, element_type.bits
+    if element_type.lanes != 1:
+        return None
+    # bfloat16 (code 4) and the float8 family (codes 7-14): only the bits are carried, also where a package that happens
+    # to be imported gives numpy dtypes of these names.
+    if (code, bits) == (4, 16):
+        return np.dtype(np.uint16)
+    if 7 <= code <= 14 and bits == 8:
+        return np.dtype(np.uint8)
+    return element_type.numpy if bits in _STORED_BITS.get(code, ()) else None

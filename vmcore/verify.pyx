@@ -41,7 +41,7 @@ from vmcore.memory cimport MEMORY_SCRATCH, memory_alloc, memory_calloc, memory_f
 
 import numpy as np
 
-from vmcore.errors import VerifyError
+from vmcore.status import errors
 from vmcore.types import DataType, Shape
 
 cdef enum:
@@ -534,7 +534,8 @@ def _fail(str rule, str message, function=None, pc=None):
     where = "" if function is None else f"@{function}"
     if pc is not None:
         where += f"{', ' if where else ''}instruction {pc}"
-    raise VerifyError(f"verify: {where + ': ' if where else ''}{message} [{rule}]", rule=rule, function=function, pc=pc)
+    message = f"verify: {where + ': ' if where else ''}{message} [{rule}]"
+    raise errors.VerifyError(message, rule=rule, function=function, pc=pc)
 
 
 cdef int check_utf8(str text, str rule, str what, function=None) except -1:

@@ -11,7 +11,8 @@ from vmcore.errors import FormatError
 from vmcore.isa import VM_REGISTER, VOID_REGISTER, register_name, unpack_arg
 from vmcore.types import BitsArray, DataType, Shape, tensor_dtype
 
-from ..executable import PACKED_FUNC, VM_FUNC, Constant, VMExecutable, constant_key
+from ..constants import Constant, constant_key
+from ..executable import PACKED_FUNC, VM_FUNC, VMExecutable
 from .words import CALL, CONSTANT, GOTO, IF, IMMEDIATE, IMMEDIATE_LIMIT, REGISTER, RET, instructions, is_whole
 
 
@@ -89,7 +90,7 @@ def python_text(executable: VMExecutable) -> str:
         "import numpy as np",
         "",
         "from pyvm.exec_builder import ExecBuilder, Operand",
-        "from pyvm.executable import Signature",
+        "from pyvm.signature import Signature",
         "from vmcore.types import BitsArray, DataType, Shape",
         "",
         "b = ExecBuilder()",

@@ -12,7 +12,7 @@ import numpy as np
 from vmcore.errors import FormatError
 from vmcore.types import BitsArray, DataType, Shape, tensor_dtype
 
-from ..executable import Constant
+from ..constants import Constant
 
 _MAX_LISTED = 16  # tensors of up to so many elements are printed as numbers
 

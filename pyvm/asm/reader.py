@@ -12,20 +12,11 @@ import numpy as np
 
 from vmcore.errors import FormatError
 from vmcore.isa import VOID_REGISTER, pack_arg, unpack_arg
-from vmcore.types import BitsArray, DataType, Shape
+from vmcore.types import BitsArray, DataType, Shape, stored_dtype
 
-from ..executable import (
-    PACKED_FUNC,
-    VM_FUNC,
-    VMTIR_FUNC,
-    Constant,
-    DebugInfo,
-    FunctionInfo,
-    Signature,
-    VMExecutable,
-    constant_key,
-    tensor_numpy_dtype,
-)
+from ..constants import Constant, constant_key
+from ..executable import PACKED_FUNC, VM_FUNC, VMTIR_FUNC, DebugInfo, FunctionInfo, VMExecutable
+from ..signature import Signature
 from .line import Line
 from .literals import is_constant
 from .words import CALL, CONSTANT, FUNCTION, GOTO, IF, IMMEDIATE, IMMEDIATE_LIMIT, REGISTER, RET
@@ -180,7 +171,7 @@ class _Assembler:
 
     def tensor(self, line: Line) -> np.ndarray:
         element_type = self.dtype(line)
-        dtype = tensor_numpy_dtype(element_type)
+        dtype = stored_dtype(element_type)
         if dtype is None:
             raise line.fail(f"a tensor of {element_type} cannot be a constant")
         line.next("punct", "(")

@@ -17,7 +17,8 @@ import numpy as np
 from vmcore.types import Shape
 
 if TYPE_CHECKING:
-    from pyvm.executable import Signature, Spec, VMExecutable
+    from pyvm.executable import VMExecutable
+    from pyvm.signature import Signature, Spec
 
 
 class UsageError(Exception):
@@ -177,7 +178,7 @@ def evaluate_dim(dim: int | str, dims: Mapping[str, int]) -> int:
 
 def symbols_of(specs: Iterable[Spec]) -> list[str]:
     """Names of the symbolic dimensions of a signature's parameters, in order of first mention."""
-    from pyvm.executable import ShapeSpec, TensorSpec, TupleSpec
+    from pyvm.signature import ShapeSpec, TensorSpec, TupleSpec
 
     found: dict[str, None] = {}
     for spec in specs:
@@ -196,7 +197,7 @@ def random_value(spec: Spec, dims: Mapping[str, int], rng: np.random.Generator) 
 
     Floats come from the standard normal distribution; integers and truth values are 0 or 1, which every index may be.
     """
-    from pyvm.executable import ScalarSpec, ShapeSpec, TensorSpec, TupleSpec
+    from pyvm.signature import ScalarSpec, ShapeSpec, TensorSpec, TupleSpec
 
     if isinstance(spec, TupleSpec):
         return tuple(random_value(item, dims, rng) for item in spec.fields)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pyvm.exec_builder import ExecBuilder, Operand
-from pyvm.executable import ObjectSpec, ScalarSpec, ShapeSpec, Signature, Spec, TensorSpec, TupleSpec, VMExecutable
+from pyvm.executable import VMExecutable
 from pyvm.ir import (
     Binding,
     Call,
@@ -38,6 +38,7 @@ from pyvm.ir import (
 )
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.source import notes_of
+from pyvm.signature import ObjectSpec, ScalarSpec, ShapeSpec, Signature, Spec, TensorSpec, TupleSpec
 from pyvm.transform.kill_after_last_use import takes_over
 from pyvm.transform.liveness import Liveness, find_deaths
 from pyvm.transform.lowered import ALLOC_STORAGE, ALLOC_TENSOR_AT, KILL, NEEDS_VM, RESHAPE, extern_name

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pyvm.executable import FunctionInfo, ScalarSpec, ShapeSpec, Spec, TensorSpec, TupleSpec
+from pyvm.executable import FunctionInfo
 from pyvm.ir.prim import Prim
+from pyvm.signature import ScalarSpec, ShapeSpec, Spec, TensorSpec, TupleSpec
 
 from . import sizes
 from .sizes import Size

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pyvm.executable import PACKED_FUNC, FunctionInfo, ObjectSpec, Spec
+from pyvm.executable import PACKED_FUNC, FunctionInfo
+from pyvm.signature import ObjectSpec, Spec
 from vmcore.isa import VM_REGISTER, VOID_REGISTER, ArgKind, Opcode, unpack_arg
 
 from .builtin_rules import RULES

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyvm import errors
+from pyvm.byte_reader import ByteReader
 from pyvm.executable import VMExecutable, load_executable
-from pyvm.tvm_format import ByteReader, write_tvm
-from pyvm.vmx_format import write_vmx
+from pyvm.tvm_format import write_tvm
+from pyvm.vmx_writer import write_vmx
 from tests.executables import sample
 from tests.fuzz.programs import Inputs, programs
 from tests.fuzz.watch import FAST, LOAD_BYTES, guarded, run_executable

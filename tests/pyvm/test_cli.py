@@ -405,7 +405,7 @@ def test_parse_shapes() -> None:
 
 
 def test_random_values_of_every_kind() -> None:
-    from pyvm.executable import ObjectSpec, ScalarSpec, ShapeSpec, TensorSpec, TupleSpec
+    from pyvm.signature import ObjectSpec, ScalarSpec, ShapeSpec, TensorSpec, TupleSpec
 
     rng = np.random.default_rng(0)
     spec = TupleSpec(

@@ -10,8 +10,8 @@ import pytest
 import pyvm
 from pyvm import op
 from pyvm.errors import CompileError, WellFormedError
-from pyvm.executable import TensorSpec
 from pyvm.ir import Function, IRModule, SeqExpr, SymVar, Var
+from pyvm.signature import TensorSpec
 from pyvm.transform import DEFAULT_PIPELINE, LOWER
 from tests.ir_text import build, tensor
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pyvm.exec_builder import ExecBuilder
-from pyvm.executable import VMTIR_FUNC, Signature, TensorSpec
+from pyvm.executable import VMTIR_FUNC
+from pyvm.signature import Signature, TensorSpec
 from tests.reference_vm import run
 from vmcore.errors import VerifyError
 from vmcore.isa import IMMEDIATE_MAX, VM_REGISTER, VOID_REGISTER, unpack_arg

@@ -13,22 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pyvm.executable as px
 from pyvm.asm import assemble
+from pyvm.constants import constant_key, normalize_constant
 from pyvm.exec_builder import ExecBuilder
-from pyvm.executable import (
-    DebugInfo,
-    ObjectSpec,
-    ScalarSpec,
-    ShapeSpec,
-    Signature,
-    TensorSpec,
-    TupleSpec,
-    VMExecutable,
-    constant_key,
-    load_executable,
-    normalize_constant,
-)
+from pyvm.executable import DebugInfo, VMExecutable, load_executable
+from pyvm.signature import ObjectSpec, ScalarSpec, ShapeSpec, Signature, Spec, TensorSpec, TupleSpec
 from tests.executables import SPECS, TEXT, sample
 from tests.reference_vm import run
 from vmcore.errors import ExecutableError, FormatError, FunctionNotFoundError, VerifyError
@@ -118,7 +107,7 @@ def test_debug_tables_are_canonical(strings: list[str], data: st.DataObject) -> 
 
 @given(st.lists(SPECS, max_size=3), st.lists(SPECS, max_size=2))
 @settings(max_examples=50)
-def test_signatures_survive_json(params: list[px.Spec], results: list[px.Spec]) -> None:
+def test_signatures_survive_json(params: list[Spec], results: list[Spec]) -> None:
     signature = Signature(params, results)
     assert Signature.from_json(json.loads(json.dumps(signature.to_json()))) == signature
 

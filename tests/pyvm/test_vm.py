@@ -14,7 +14,8 @@ import pytest
 import pyvm
 from pyvm import errors
 from pyvm.asm import assemble
-from pyvm.vm import VirtualMachine, VMInstrumentReturnKind
+from pyvm.monitor import VMInstrumentReturnKind
+from pyvm.vm import VirtualMachine
 
 PROGRAM = """
 func @add(%0 x, %1 y) regs=3

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from pyvm import vmx_format
+from pyvm import vmx_format, vmx_writer
 from pyvm.executable import DebugInfo, VMExecutable, load_executable
 from pyvm.vm import VirtualMachine
-from pyvm.vmx_format import FLAG_CRITICAL, load_vmx, read_vmx, write_vmx
+from pyvm.vmx_format import FLAG_CRITICAL, load_vmx, read_vmx
+from pyvm.vmx_writer import write_vmx
 from tests.executables import executables, mutations, sample
 from vmcore.errors import ExecutableError, FormatError, VersionError
 
@@ -141,7 +142,7 @@ def test_a_failed_save_leaves_the_old_file(step: str, tmp_path: Path, monkeypatc
         raise OSError(errno.ENOSPC, "no space left")
 
     if step == "write":
-        monkeypatch.setattr(vmx_format, "_write_sections", fail)
+        monkeypatch.setattr(vmx_writer, "_write_sections", fail)
     else:
         monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match="no space"):

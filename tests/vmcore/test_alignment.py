@@ -80,7 +80,7 @@ def test_inputs_at_every_address(shift: int) -> None:
 @pytest.mark.parametrize("shift", [0, 1, 4, 7, 16])
 def test_constants_at_every_address(shift: int) -> None:
     """Those of a file in memory, which may begin anywhere."""
-    from pyvm.vmx_format import write_vmx
+    from pyvm.vmx_writer import write_vmx
 
     b = pyvm.ExecBuilder()
     value = random(64, dtype=np.float64)

@@ -17,7 +17,8 @@ from vmcore.value cimport (
     value_set_float, value_set_int, value_set_none, value_set_object, value_type,
 )
 
-from vmcore import errors, kernels
+from vmcore import kernels
+from vmcore.status import errors
 from vmcore.types import DataType, Shape
 
 import numpy as np

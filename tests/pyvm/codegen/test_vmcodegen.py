@@ -11,7 +11,6 @@ from pyvm import op
 from pyvm.codegen import generate, signature_of
 from pyvm.codegen.registers import RegisterFile
 from pyvm.errors import LoweringError
-from pyvm.executable import ObjectSpec, ScalarSpec, ShapeSpec, TensorSpec, TupleSpec
 from pyvm.ir import (
     BlockBuilder,
     Call,
@@ -32,6 +31,7 @@ from pyvm.ir import (
     as_expr,
     call_packed,
 )
+from pyvm.signature import ObjectSpec, ScalarSpec, ShapeSpec, TensorSpec, TupleSpec
 from pyvm.transform import LOWER, kill_after_last_use, run_passes
 from tests.ir_evaluator import run_module
 from tests.ir_text import build, tensor

@@ -18,11 +18,12 @@ import pyvm
 from pyvm import op
 from pyvm.asm import assemble
 from pyvm.errors import ArgumentValueError
-from pyvm.executable import DebugInfo, TensorSpec, VMExecutable
+from pyvm.executable import DebugInfo, VMExecutable
 from pyvm.explain import CATEGORIES, Explanation, explain, sizes
 from pyvm.ir import BlockBuilder, SymVar, TensorStructInfo, Var, parse
 from pyvm.ir.source import noted, notes_of
 from pyvm.profile import CallRecord, Profile
+from pyvm.signature import TensorSpec
 from pyvm.tvm_format import read_tvm, write_tvm
 from tests.executables import executables, sample
 from tests.fuzz.mutate import mutant
@@ -659,7 +660,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`&\x
 
 def test_hostile_names_stay_text() -> None:
     from pyvm.exec_builder import ExecBuilder
-    from pyvm.executable import Signature
+    from pyvm.signature import Signature
 
     b = ExecBuilder()
     name = HOSTILE.replace("\x00", "")  # which a function's name cannot have

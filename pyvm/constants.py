@@ -1,0 +1,87 @@
+"""The constant pool: which values it holds, how they are stored, and when two of them are the same.
+
+Whoever builds an executable normalizes its constants; readers of files make them in this form.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Union
+
+import numpy as np
+
+from vmcore.types import BitsArray, DataType, Shape, stored_dtype, tensor_dtype
+
+Constant = Union[np.ndarray, Shape, str, int, float, DataType]  # noqa: UP007 (evaluated at run time)
+
+
+def normalize_constant(value: Any) -> Constant:
+    """`value` as a member of the constant pool.
+
+    Tensors (numpy arrays, DLPack producers) become compact read-only numpy arrays; one that is compact and read-only
+    already is used as it is. A tuple or list of integers becomes a Shape, a numpy dtype a DataType, bool an int.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the pool has no such kind, or a number does not fit.
+    """
+    if isinstance(value, (DataType, str, float)) and not isinstance(value, np.generic):
+        return value
+    if isinstance(value, (bool, int, np.integer, np.bool_)):
+        number = int(value)
+        if not -(2**63) <= number < 2**63:
+            raise ValueError(f"constant: {number} does not fit in int64")
+        return number
+    if isinstance(value, np.floating):
+        return float(value)
+    if isinstance(value, (tuple, list)):
+        if not all(isinstance(d, (int, np.integer)) and not isinstance(d, bool) for d in value):
+            raise TypeError(f"constant: {value!r} is not a shape (a sequence of integers)")
+        return value if isinstance(value, Shape) else Shape(value)
+    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+        return DataType(value)
+    if not isinstance(value, np.ndarray):
+        if hasattr(value, "__dlpack__"):
+            value = np.from_dlpack(value)
+        elif hasattr(value, "__array__"):
+            value = np.asarray(value)
+        else:
+            raise TypeError(f"constant: the pool holds no {type(value).__name__}")
+    array = value
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    try:
+        element_type = tensor_dtype(array)
+        stored = stored_dtype(element_type)
+    except (TypeError, ValueError):
+        stored = None
+    if stored is None:
+        raise TypeError(f"constant: a tensor of {array.dtype} cannot be in the constant pool")
+    if array.dtype.kind not in "biufc":  # a type that a package added to numpy: its bits are carried
+        array = BitsArray.wrap(np.array(array, order="C").view(stored), element_type)
+    if array.flags.writeable or not array.flags.c_contiguous:
+        array = array.copy(order="C")
+        array.flags.writeable = False
+    return array
+
+
+def constant_key(value: Constant) -> tuple[Any, ...]:
+    """A hashable key, equal exactly for constants that are the same bits of the same kind."""
+    if isinstance(value, np.ndarray):
+        data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        if data.nbytes <= 64:
+            digest = data.tobytes()
+        else:
+            from hashlib import blake2b  # here, because programs of small constants have no use for it
+
+            digest = blake2b(data.data, digest_size=32).digest()
+        element_type = tensor_dtype(value)
+        return ("tensor", element_type.code, element_type.bits, element_type.lanes, value.shape, digest)
+    if isinstance(value, Shape):
+        return ("shape", *value)
+    if isinstance(value, DataType):
+        return ("dtype", value.code, value.bits, value.lanes)
+    if isinstance(value, float):
+        return ("float", struct.pack("<d", value))
+    return (type(value).__name__, value)

@@ -9,6 +9,7 @@ from libc.string cimport memmove
 
 import numpy as np
 
+from vmcore.isa cimport Words
 from vmcore.memory cimport MEMORY_SCRATCH, memory_alloc, memory_free
 from vmcore.objects cimport ShapeObj, shape_new, value_kind_name, value_str
 from vmcore.status cimport fail
@@ -272,9 +273,7 @@ cdef int b_check_upper_bound(void* self, const Value* args, int32_t n_args, Valu
 
 # ---- for the planner -------------------------------------------------------------------------------------------------
 
-def place_in_order(
-    const int64_t[::1] order, const int64_t[::1] begins, const int64_t[::1] ends, const int64_t[::1] sizes
-):
+def place_in_order(order, begins, ends, sizes):
     """Places buffers one after the other, each in the smallest gap that fits.
 
     Parameters
@@ -287,21 +286,23 @@ def place_in_order(
     (offsets, total)
         An int64 array, and the bytes of all.
     """
-    cdef int64_t i, n = order.shape[0], total, peak = 0
+    cdef Words orders = Words(order), first = Words(begins), last = Words(ends), size = Words(sizes)
+    cdef int64_t i, n = orders.n, total, peak = 0
     cdef Buffer* buffers = <Buffer*>memory_alloc((n + 1) * sizeof(Buffer), MEMORY_SCRATCH)
     cdef Buffer** pointers = <Buffer**>memory_alloc((2 * n + 1) * sizeof(Buffer*), MEMORY_SCRATCH)
     result = np.empty(n, np.int64)
-    cdef int64_t[::1] offsets = result
+    cdef Words placed = Words(result)
+    cdef int64_t* offsets = <int64_t*>placed.data
     try:
         if buffers == NULL or pointers == NULL:
             raise MemoryError
-        if not n == begins.shape[0] == ends.shape[0] == sizes.shape[0]:
+        if not n == first.n == last.n == size.n:
             raise ValueError("place_in_order: arrays of different lengths")
         for i in range(n):
-            if not 0 <= order[i] < n or not 0 <= sizes[i] <= ARENA_MAX_BYTES:
+            if not 0 <= orders.data[i] < n or not 0 <= size.data[i] <= ARENA_MAX_BYTES:
                 raise ValueError(f"place_in_order: item {i} is out of range")
-            buffers[i] = Buffer(begins[i], ends[i], sizes[i], 0, i, 0)
-            pointers[i] = &buffers[order[i]]
+            buffers[i] = Buffer(first.data[i], last.data[i], size.data[i], 0, i, 0)
+            pointers[i] = &buffers[orders.data[i]]
         with nogil:
             total = place(pointers, n, False, pointers + n, &peak)
         if total < 0:

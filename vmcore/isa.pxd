@@ -42,6 +42,15 @@ cdef extern from *:
     const int64_t ISA_MAX_ARGS
     const int64_t ISA_PACKED_NUM_ARGS
 
+cdef class Words:
+    """The int64 words of a one-dimensional contiguous array, lent by it for as long as this object lives.
+
+    Instead of typed memoryviews: every module that uses those makes Cython's types for them while it loads.
+    """
+    cdef Py_buffer view
+    cdef const int64_t* data
+    cdef int64_t n
+
 cdef inline bint isa_is_opcode(int64_t word) noexcept nogil:
     return Opcode.OP_CALL <= word <= Opcode.OP_IF
 

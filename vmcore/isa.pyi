@@ -16,6 +16,9 @@ class ArgKind(IntEnum):
     ARG_CONSTANT = 2
     ARG_FUNCTION = 3
 
+class Words:
+    def __init__(self, array: npt.NDArray[np.int64]) -> None: ...
+
 FUNCTION_KINDS: tuple[int, int, int]  # packed, VM, native
 VOID_REGISTER: int
 VM_REGISTER: int

@@ -1,4 +1,6 @@
 """The instruction set as Python sees it: opcodes, operand kinds, word layout. `isa.pxd` is the definition."""
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
+
 
 # Members of the enums that `__getattr__` makes.
 _ENUMS = {
@@ -27,6 +29,18 @@ def __getattr__(name):
 
     # setdefault: threads that come here together get the same type
     return globals().setdefault(name, IntEnum(name, _ENUMS[name], module=__name__))
+
+
+cdef class Words:
+    def __cinit__(self, array):
+        PyObject_GetBuffer(array, &self.view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        if self.view.ndim != 1 or self.view.itemsize != 8 or self.view.format[0] not in b"lq":
+            raise ValueError(f"expected a one-dimensional array of int64, got {array.dtype} of {self.view.ndim} dims")
+        self.data = <const int64_t*>self.view.buf
+        self.n = self.view.shape[0]
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view)
 
 
 def pack_arg(int kind, int64_t value) -> int:
@@ -58,8 +72,7 @@ def register_name(int64_t register) -> str:
     return f"%{register}"
 
 
-# These two read single words of a numpy array. Typed memoryviews would bring Cython's memoryview types, and with them
-# twice the time that this module takes to load.
+# These two read single words of a numpy array.
 
 def instruction_words(instr_data, int64_t offset) -> int:
     """Number of words of the instruction at `offset`; 0 if there is no whole instruction of a known opcode."""

@@ -11,7 +11,7 @@ from vmcore.builtins.table cimport builtin_allocates, builtin_opcode
 from vmcore.builtins.tensors cimport dtype_is_storable
 from vmcore.isa cimport (
     ARG_CONSTANT, ARG_IMMEDIATE, ARG_REGISTER, CALL_WORDS, ISA_VM_REGISTER, ISA_VOID_REGISTER, OP_CALL, OP_GOTO, OP_IF,
-    OP_RET, isa_arg_kind, isa_arg_value,
+    OP_RET, Words, isa_arg_kind, isa_arg_value,
 )
 from vmcore.library cimport Library
 from vmcore.memory cimport MEMORY_PROGRAM, MEMORY_SCRATCH, memory_aligned, memory_calloc, memory_free
@@ -120,8 +120,7 @@ cdef void program_delete(void* self, int how) noexcept nogil:
 cdef Program* decode(
     list functions, list constants, object instr_offset, object instr_data, tuple libraries, bint pooled
 ) except NULL:
-    cdef const int64_t[::1] offsets = instr_offset
-    cdef const int64_t[::1] words = instr_data
+    cdef Words offsets = Words(instr_offset), words = Words(instr_data)
     cdef Program* program = <Program*>memory_calloc(1, sizeof(Program), MEMORY_PROGRAM)
     if program == NULL:
         raise MemoryError("decode: no memory for a program")
@@ -129,12 +128,12 @@ cdef Program* decode(
     try:
         program.allocator = allocator_new(pooled)
         program.funcs = <VmFunc*>memory_calloc(len(functions) + 1, sizeof(VmFunc), MEMORY_PROGRAM)
-        program.code = <Insn*>memory_calloc(offsets.shape[0] + 1, sizeof(Insn), MEMORY_PROGRAM)
+        program.code = <Insn*>memory_calloc(offsets.n + 1, sizeof(Insn), MEMORY_PROGRAM)
         if program.allocator == NULL or program.funcs == NULL or program.code == NULL:
-            raise MemoryError(f"decode: no memory for {offsets.shape[0]} instructions")
-        program.n_code = offsets.shape[0]
+            raise MemoryError(f"decode: no memory for {offsets.n} instructions")
+        program.n_code = offsets.n
         link(program, functions, libraries)
-        decode_code(program, constants, offsets, words, program.code)
+        decode_code(program, constants, offsets.data, words.data, program.code)
     except BaseException:
         object_release(program)
         raise
@@ -142,8 +141,7 @@ cdef Program* decode(
 
 
 cdef int decode_hooked(Program* program, object instr_offset, object instr_data) except -1:
-    cdef const int64_t[::1] offsets = instr_offset
-    cdef const int64_t[::1] words = instr_data
+    cdef Words offsets = Words(instr_offset), words = Words(instr_data)
     cdef Insn* code
     if program.hooked_code != NULL:
         return 0
@@ -151,7 +149,7 @@ cdef int decode_hooked(Program* program, object instr_offset, object instr_data)
     if code == NULL:
         raise MemoryError(f"decode: no memory for {program.n_code} instructions")
     try:
-        decode_code(program, None, offsets, words, code)
+        decode_code(program, None, offsets.data, words.data, code)
     except BaseException:
         memory_free(code)
         raise
@@ -314,7 +312,7 @@ cdef int32_t operand_of(Decoding decoding, Program* program, int64_t word, bint*
 # ---- instructions ----------------------------------------------------------------------------------------------------
 
 cdef int decode_code(
-    Program* program, list constants, const int64_t[::1] offsets, const int64_t[::1] words, Insn* code
+    Program* program, list constants, const int64_t* offsets, const int64_t* words, Insn* code
 ) except -1:
     """Fills `code`: the program's own, or another version of it, hooked, whose literals are then known."""
     cdef bint hooked = code != program.code
@@ -380,7 +378,7 @@ cdef int rebuild_index(Decoding decoding) except -1:
 
 
 cdef int decode_call(
-    Decoding decoding, Program* program, Insn* insn, const int64_t[::1] words, int64_t at, bint hooked
+    Decoding decoding, Program* program, Insn* insn, const int64_t* words, int64_t at, bint hooked
 ) except -1:
     cdef VmFunc* callee = &program.funcs[words[at + 2]]
     cdef int32_t n_args = <int32_t>words[at + 3], i
@@ -635,8 +633,8 @@ cdef struct Flow:
 
 
 cdef int list_clears(
-    Decoding decoding, Program* program, VmFunc* func, Insn* code, const int64_t[::1] offsets,
-    const int64_t[::1] words, int64_t end, bint hooked,
+    Decoding decoding, Program* program, VmFunc* func, Insn* code, const int64_t* offsets, const int64_t* words,
+    int64_t end, bint hooked,
 ) except -1:
     """Gives every Ret of `func` its list of registers to clear; where that is too much work, a Ret clears its frame."""
     cdef Flow flow
@@ -648,7 +646,7 @@ cdef int list_clears(
     flow.program = program
     flow.func = func
     flow.offsets = &offsets[func.start]
-    flow.words = &words[0]
+    flow.words = words
     flow.n_insns = end - func.start
     flow.n_words = (func.n_regs + 63) // 64
     code += func.start

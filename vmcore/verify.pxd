@@ -25,6 +25,6 @@ The rows must have passed the rules of the function table (`verify` does that fi
 """
 
 cpdef int verify_parts(
-    list functions, Py_ssize_t n_constants, const int64_t[::1] instr_offset, const int64_t[::1] instr_data
+    list functions, Py_ssize_t n_constants, object instr_offset, object instr_data
 ) except -1
 """Function table and code rules on the given parts; raises VerifyError. For a caller that took copies to run from."""

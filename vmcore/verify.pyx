@@ -34,6 +34,7 @@ from vmcore.isa cimport (
     ArgKind,
     FunctionKind,
     Opcode,
+    Words,
     isa_arg_kind,
     isa_arg_value,
 )
@@ -589,12 +590,11 @@ cdef int check_row(object info, Py_ssize_t index, FunctionRow* row, int64_t n_in
 
 
 cpdef int verify_parts(
-    list functions, Py_ssize_t n_constants, const int64_t[::1] instr_offset, const int64_t[::1] instr_data
+    list functions, Py_ssize_t n_constants, object instr_offset, object instr_data
 ) except -1:
     cdef Py_ssize_t n_functions = len(functions), index
-    cdef int64_t n_instr = instr_offset.shape[0], n_words = instr_data.shape[0]
-    cdef const int64_t* offsets = &instr_offset[0] if n_instr else NULL
-    cdef const int64_t* data = &instr_data[0] if n_words else NULL
+    cdef Words offsets = Words(instr_offset), words = Words(instr_data)
+    cdef int64_t n_instr = offsets.n
     cdef CodeFailure failure
     cdef int status
     cdef FunctionRow* rows
@@ -627,7 +627,7 @@ cpdef int verify_parts(
         if end != n_instr:
             _fail("orphan-code", f"instructions {end}..{n_instr - 1} belong to no function", None, end)
         with nogil:
-            status = verify_code(offsets, n_instr, data, n_words, rows, n_functions, n_constants, &failure)
+            status = verify_code(offsets.data, n_instr, words.data, words.n, rows, n_functions, n_constants, &failure)
         if status == -2:
             raise MemoryError("verify: data-flow analysis")
         if status != 0:

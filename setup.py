@@ -24,7 +24,9 @@ MACROS = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *([("VMCORE_CHECKED"
 # vector store, which stalls the next read (see value.h); loops are vectorised all the same. The flags are those of gcc
 # and clang; vmcore is written for them.
 CFLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-tree-slp-vectorize", "-Wno-unused-function"]
-LDFLAGS = ["-Wl,-s"] if sys.platform == "linux" else []  # no symbol tables: they are most of an unstripped wheel
+# No symbol tables: they are most of an unstripped wheel. Code beside the tables that the dynamic linker reads: every
+# library of a start is two mappings and two page faults less, 0.3 ms together.
+LDFLAGS = ["-Wl,-s", "-Wl,-z,noseparate-code"] if sys.platform == "linux" else []
 
 ROOT = Path(__file__).parent
 BUILD = "build/checked" if CHECKED else "build"

@@ -195,7 +195,7 @@ def _conv_winograd(work: Work) -> None:
     )
     tiles = mul(*(sizes.div(add(size, 1), 2) for size in out[-2:])) if out is not None else None
     work.way.append(
-        f"chosen because {_dim(points, 2)} channels by {sizes.div(_dim(points, 1), work.number('group'))} on {tiles} "
+        f"chosen because {_dim(points, 2)} channels by {sizes.div(_dim(out, 1), work.number('group'))} on {tiles} "
         "tiles pay for the transforms of inputs and results"
     )
     work.flops = add(mul(work.macs, 2), _epilogue(work))

@@ -32,7 +32,7 @@ from pyvm.op.common import (
     tensor_info,
 )
 from pyvm.op.registry import KernelCall, Lowered
-from pyvm.op.winograd import WINOGRAD_LAYOUT, WINOGRAD_POINTS, restore_weights
+from pyvm.op.winograd import PANEL_COLUMNS, WINOGRAD_LAYOUT, WINOGRAD_POINTS, restore_weights
 
 Ints = int | Sequence[int]
 
@@ -122,7 +122,7 @@ def _conv_operands(call: Call) -> tuple[TensorStructInfo, TensorStructInfo, str 
     check_dtype(op, "x", infos[0], FLOAT)
     ndim = len(call.attrs["strides"]) + 2
     check_ndim(op, "x", infos[0], ndim)
-    check_ndim(op, "w", infos[1], 3 if call.attrs.get("layout") == WINOGRAD_LAYOUT else ndim)
+    check_ndim(op, "w", infos[1], ndim)
     if len(infos) - call.attrs.get("residual", False) == 3:
         check_ndim(op, "bias", infos[2], 1)
     return infos[0], infos[1], dtype
@@ -144,9 +144,10 @@ def _infer_conv(call: Call) -> StructInfo:
     x, w, dtype = _conv_operands(call)
     attrs = call.attrs
     if attrs.get("layout") == WINOGRAD_LAYOUT:
-        if w.shape is None or w.shape[0] != WINOGRAD_POINTS or attrs["strides"] != (1, 1):
-            fail("conv", f"transformed weights {show_shape(w.shape)}, strides {attrs['strides']}")
-        w = TensorStructInfo((*w.shape[1:], 3, 3), dtype)
+        panels = attrs["group"] * -(-(attrs["columns"] // attrs["group"]) // PANEL_COLUMNS)
+        if w.shape is None or (w.shape[0], w.shape[1], w.shape[3]) != (WINOGRAD_POINTS, panels, PANEL_COLUMNS):
+            fail("conv", f"transformed weights {show_shape(w.shape)} for {attrs['columns']} output channels")
+        w = TensorStructInfo((attrs["columns"], w.shape[2], 3, 3), dtype)
     n = len(attrs["strides"])
     if x.shape is None or w.shape is None:
         return TensorStructInfo(None, dtype, n + 2)
@@ -171,7 +172,7 @@ def _evaluate_conv(attrs: dict[str, Any], x: np.ndarray, w: np.ndarray, *rest: n
     residual = rest[-1] if attrs.get("residual", False) else None
     bias = rest[0] if len(rest) > (residual is not None) else None
     if attrs.get("layout") == WINOGRAD_LAYOUT:
-        w = restore_weights(w)
+        w = restore_weights(w, attrs["columns"], attrs["group"])
     n, group = x.ndim - 2, attrs["group"]
     kernel = w.shape[2:]
     out = static_window_counts("conv", x.shape[2:], kernel, attrs)

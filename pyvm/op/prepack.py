@@ -28,7 +28,7 @@ class Packer:
     layout : str
         The attribute "layout" of a call with the packed operand.
     pack : callable
-        The packed array of an array.
+        The packed array of an array and of the attribute "group" of the call (1 where there is none).
     attrs : callable
         What the packed array does not say about the array, as attributes of the call.
     applies : callable
@@ -37,7 +37,7 @@ class Packer:
 
     operand: int
     layout: str
-    pack: Callable[[np.ndarray], np.ndarray]
+    pack: Callable[[np.ndarray, int], np.ndarray]
     attrs: Callable[[np.ndarray], dict[str, Any]]
     applies: Callable[[Call], bool]
 
@@ -48,10 +48,18 @@ PACKERS: dict[str, tuple[Packer, ...]] = {
         Packer(
             1,
             PACKED_LAYOUT,
-            pack_columns,
+            lambda weights, group: pack_columns(weights),
             lambda weights: {"columns": weights.shape[1]},
             lambda call: True,
         ),
     ),
-    "conv": (Packer(1, WINOGRAD_LAYOUT, transform_weights, lambda weights: {}, gains_by_winograd),),
+    "conv": (
+        Packer(
+            1,
+            WINOGRAD_LAYOUT,
+            transform_weights,
+            lambda weights: {"columns": weights.shape[0]},
+            gains_by_winograd,
+        ),
+    ),
 }

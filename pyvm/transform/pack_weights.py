@@ -6,7 +6,7 @@ import numpy as np
 
 from pyvm.ir import Binding, Call, Constant, ExternFunc, GlobalVar, IRModule, Var, VarBinding
 from pyvm.ir.nesting import typed_nesting
-from pyvm.op.prepack import PACKERS
+from pyvm.op.prepack import PACKERS, Packer
 
 from .rewriter import Rewriter
 
@@ -33,15 +33,16 @@ class _PackWeights(Rewriter):
                 weights = value.args[packer.operand]
                 if isinstance(weights, Constant) and packer.applies(value):
                     args = list(value.args)
-                    args[packer.operand] = self._pack(weights, packer.layout, packer.pack)
+                    args[packer.operand] = self._pack(weights, packer, value.attrs.get("group", 1))
                     attrs = {**value.attrs, "layout": packer.layout, **packer.attrs(weights.data)}
                     packed = Call(value.op, args, attrs, value.struct_info, value.source)
                     self.keep(VarBinding(binding.var, packed, binding.source))
                     return
         self.keep(binding)
 
-    def _pack(self, weights: Constant, layout: str, pack) -> Constant:  # type: ignore[no-untyped-def]
-        key = weights.data.__array_interface__["data"][0], f"{layout} {weights.data.shape} {weights.data.dtype}"
+    def _pack(self, weights: Constant, packer: Packer, group: int) -> Constant:
+        data = weights.data
+        key = data.__array_interface__["data"][0], f"{packer.layout} {group} {data.shape} {data.dtype}"
         if key not in self._packed:  # the array is kept, so that its address stays its own
-            self._packed[key] = weights.data, Constant(pack(weights.data))
+            self._packed[key] = data, Constant(packer.pack(data, group))
         return self._packed[key][1]

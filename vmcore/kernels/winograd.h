@@ -1,8 +1,9 @@
-/* Winograd's minimal filtering F(2x2, 3x3): types, and the tables of winograd_loops.h. Included by winograd.pyx alone.
+/* Winograd's minimal filtering F(2x2, 3x3): types, products, and the tables of winograd_loops.h. Included by
+ * winograd.pyx alone.
  *
  * An output tile of 2 x 2 positions is A' [(G w G') * (B' d B)] A for the 4 x 4 inputs d under it: 16 products instead
- * of 36. Over the channels these are 16 matrix products, one for each of the 16 points, of transformed weights with
- * transformed inputs; the weights G w G' are made when a model is compiled.
+ * of 36. Over the channels these are 16 matrix products, one for each of the 16 points, of transformed inputs
+ * (tiles, channels) with transformed weights (channels, outputs); the weights are made when a model is compiled.
  */
 #ifndef VMCORE_KERNELS_WINOGRAD_H
 #define VMCORE_KERNELS_WINOGRAD_H
@@ -10,38 +11,65 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "vmcore/kernels/gemm.h"
 #include "vmcore/kernels/simd.h"
 
 #define WINOGRAD_STEP 2    /* output positions of a tile, along one axis */
 #define WINOGRAD_POINTS 16 /* products of a tile */
+#define WINOGRAD_COLUMNS (GEMM_PACKED_BYTES / 4) /* output channels of a panel of weights */
 #define WINOGRAD_MAX_LANES 16
-#define WINOGRAD_LINES 5 /* rows of the buffer for rows of inputs */
 
-/* A rectangle of tiles of one image, and where its transformed data lie. A point's tiles are packed for the matrix
- * product, [panel][channel][width]; what products make is [point][channel][tile]. Tiles are counted row by row. */
+/* A rectangle of tiles of one image, counted row by row, and where its data lie. */
 typedef struct WinogradBlock {
   int64_t in[2], out[2], pad[2]; /* sizes of a channel, zeros before it */
+  int64_t in_size, out_size;     /* elements of a channel */
   int64_t row, n_rows, column, n_columns, n_tiles; /* of tiles */
-  int64_t width, panel_step, point_step; /* of packed inputs, elements */
-  int64_t sum_step; /* of products, from point to point */
-  int64_t line_pitch, flat_pitch; /* elements of one row of the buffers below */
-  float *lines; /* 4 rows of inputs, combined, and one of zeros; zero when a block begins */
-  float *flat;  /* points of all tiles of one channel; after the products: 2 rows of outputs for each row of tiles */
+  int64_t pitch, point_step;      /* of transformed inputs [point][tile][channel], elements */
+  int64_t sum_pitch, sum_step;    /* of products [point][tile][output channel] */
+  float *turned; /* what a vector of channels reads or writes of the block, [position][channel] */
+  float *zeros;  /* a row of inputs in the same form */
 } WinogradBlock;
 
 typedef struct WinogradLoops {
-  /* One channel x of an image; x_end: past the last element of the whole tensor. packed: its place in panel 0. */
-  void (*input)(const WinogradBlock *b, const float *x, const float *x_end, float *packed);
-  /* One channel of the products to its place in the output; residual: bytes from there to what is added, or 0. */
-  void (*output)(const WinogradBlock *b, const float *sums, float bias, int64_t residual, int relu, float *out);
+  int64_t lanes;
+  /* Channels x, of which n <= lanes exist, to their place in the transformed inputs. */
+  void (*input)(const WinogradBlock *b, const float *x, int64_t n, float *points);
+  /* Products of n <= lanes channels to their place in the output. bias: lanes elements; residual: bytes from the
+   * output to what is added, or 0. */
+  void (*output)(const WinogradBlock *b, const float *sums, int64_t n, const float *bias, int64_t residual, int relu,
+                 float *out);
 } WinogradLoops;
 
 static inline int64_t winograd_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+static inline int64_t winograd_min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Elements of the two buffers for the largest blocks; what vectors reach beyond the tiles is included. */
-static inline void winograd_buffers(WinogradBlock *b, int64_t n_rows, int64_t n_columns) {
-  b->line_pitch = WINOGRAD_STEP * winograd_up(n_columns, WINOGRAD_MAX_LANES) + 4 * WINOGRAD_MAX_LANES;
-  b->flat_pitch = winograd_up(n_rows * n_columns, 2 * WINOGRAD_MAX_LANES) + 2 * WINOGRAD_MAX_LANES;
+/* Elements of `turned` and `zeros` for blocks of so many tiles; vectors past the last position are read. */
+static inline int64_t winograd_turned_size(int64_t n_rows, int64_t n_columns) {
+  const int64_t positions = (WINOGRAD_STEP * n_rows + 2) * (WINOGRAD_STEP * n_columns + 2);
+  return (positions + WINOGRAD_MAX_LANES) * WINOGRAD_MAX_LANES;
+}
+static inline int64_t winograd_zeros_size(int64_t n_columns) {
+  return (WINOGRAD_STEP * n_columns + 2) * WINOGRAD_MAX_LANES;
+}
+
+/* The products of all points for n output channels, the first of which begins a panel at `weights`. */
+static void winograd_products(const GemmTiles *t, const WinogradBlock *b, const float *points, const float *weights,
+                              int64_t panel_step, int64_t weight_step, int64_t K, int64_t n, float *sums) {
+  GemmEpilogue plain;
+  memset(&plain, 0, sizeof plain);
+  const int64_t width = 2 * t->lanes, blocks = (b->n_tiles + t->rows - 1) / t->rows;
+  for (int64_t point = 0; point < WINOGRAD_POINTS; ++point) {
+    for (int64_t j = 0; j < n; j += width) { /* a panel comes from memory once */
+      const float *w = weights + j / WINOGRAD_COLUMNS * panel_step + j % WINOGRAD_COLUMNS;
+      for (int64_t i = 0, row = 0; i < blocks; ++i) {
+        const int64_t rows = b->n_tiles * (i + 1) / blocks - row;
+        t->tile[rows][n - j > t->lanes](K, points + row * b->pitch, b->pitch, w, WINOGRAD_COLUMNS,
+                                        sums + row * b->sum_pitch + j, b->sum_pitch, &plain, 0, 0);
+        row += rows;
+      }
+    }
+    points += b->point_step, weights += weight_step, sums += b->sum_step;
+  }
 }
 
 #define VM_ISA_BODY "vmcore/kernels/winograd_loops.h"

@@ -50,7 +50,7 @@ LEFT = {
     "far padding": ((1, 64, 28, 28), (64, 64, 3, 3), {"pads": 3}),
     "depthwise": ((1, 64, 28, 28), (64, 1, 3, 3), {"group": 64}),
     "few channels": ((1, 3, 224, 224), (64, 3, 3, 3), {}),
-    "one tile": ((1, 64, 4, 4), (64, 64, 3, 3), {}),
+    "two tiles": ((1, 64, 4, 6), (64, 64, 3, 3), {}),
     "doubles": ((1, 64, 28, 28), (64, 64, 3, 3), {"dtype": "float64"}),
 }
 
@@ -108,7 +108,10 @@ def test_files_hold_transformed_weights_alone(tmp_path: Path) -> None:
     assert all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("shape", [(15, 64, 64), (16, 63, 64), (16, 64, 65), (16, 64), (64, 64, 3, 3), (16, 0, 64)])
+@pytest.mark.parametrize(
+    "shape",
+    [(15, 2, 64, 32), (16, 1, 64, 32), (16, 3, 64, 32), (16, 2, 65, 32), (16, 2, 64, 16), (16, 2, 64), (64, 64, 3, 3)],
+)
 def test_forged_weights_are_refused(shape: tuple[int, ...]) -> None:
     """A file may hold a constant of any shape where the kernel expects its weights."""
     b = pyvm.ExecBuilder()

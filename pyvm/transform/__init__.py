@@ -45,6 +45,7 @@ from .pack_weights import pack_weights
 from .pipeline import DEFAULT_PIPELINE, LOWER, OPTIMIZE, Pass, run_passes
 from .plan_memory import plan_memory
 from .recognize_activations import recognize_activations
+from .simplify import simplify
 
 __all__ = [
     "DEFAULT_PIPELINE",
@@ -70,4 +71,5 @@ __all__ = [
     "plan_memory",
     "recognize_activations",
     "run_passes",
+    "simplify",
 ]

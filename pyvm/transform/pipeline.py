@@ -24,6 +24,7 @@ from .lower_shapes import lower_shapes
 from .pack_weights import pack_weights
 from .plan_memory import plan_memory
 from .recognize_activations import recognize_activations
+from .simplify import simplify
 
 Pass = Callable[[IRModule], IRModule]
 
@@ -35,13 +36,15 @@ OPTIMIZE: tuple[Pass, ...] = (
     fold_constants,  # first: weights that a model computes (a transposed matrix) become weights
     eliminate_dead_code,  # uses are counted below: values that nobody reads must not count
     recognize_activations,  # before arithmetic disappears into weights
-    eliminate_dead_code,  # what they were made of reads their inputs too
+    simplify,  # after activations, whose shapes it might change; what is in between hides what is fused below
+    eliminate_dead_code,  # what was simplified away, and what activations were made of, read their inputs too
     fuse_bias,  # a matrix product with a bias is a gemm, which the two below know
     fold_batch_norm,  # needs constant weights
     fold_scale_shift,  # after it: exporters put either after the other, this one more often last
     eliminate_dead_code,  # what was folded is still there, and reads the input too
-    decompose,  # before the two below: what operators are made of can be folded and shared, too
+    decompose,  # before the three below: what operators are made of can be folded, simplified and shared, too
     fold_constants,
+    simplify,
     eliminate_common_subexpressions,
     eliminate_dead_code,
     fuse_linear,  # nothing below knows matmul and gemm

@@ -1,4 +1,4 @@
-/* Padded, phase-split copies of an input: what turns every convolution and pooling window into contiguous streams.
+/* Padded, phase-split copies of an input: what turns every convolution window into contiguous streams.
  *
  * Along an axis with stride s and dilation d, tap j of output position o reads the padded input at o * s + j * d, which
  * is element o + (j * d) / s of the phase (j * d) % s. A plane buffer holds the phases that occur, one after another,
@@ -163,8 +163,6 @@ typedef struct WindowLoops {
                  double bias, int relu, int64_t rows, int64_t columns, void *out, void *line);
   void (*plain_3x3)(const void *plane, int64_t pitch, const void *weights, double bias, int relu, int64_t rows,
                     int64_t columns, void *out);
-  void (*pool[4])(const Planes *p, const int64_t *taps, const void *planes, int64_t rows, int64_t columns, void *out,
-                  void *line); /* by POOL_KIND_* */
 } WindowLoops;
 
 enum { POOL_KIND_MAX = 0, POOL_KIND_SUM = 1, POOL_KIND_L1 = 2, POOL_KIND_L2 = 3, POOL_KIND_LP = 4 };

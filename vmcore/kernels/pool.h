@@ -17,6 +17,10 @@
  * input, whose end is the input plus `pad_end`. */
 static inline void pool_clip(const Window *w, int a, int64_t o, int64_t *first, int64_t *last) {
   int64_t start = o * w->stride[a] - w->pad[a], d = w->dilation[a], k = w->kernel[a], n = w->in[a];
+  if (VM_LIKELY(start >= 0 && start + (k - 1) * d < n)) {
+    *first = 0, *last = k;
+    return;
+  }
   *first = start >= 0 ? 0 : planes_min((-start + d - 1) / d, k);
   *last = start >= n ? *first : planes_max(planes_min((n - start + d - 1) / d, k), *first);
 }
@@ -100,6 +104,54 @@ static inline int64_t pool_count(const Window *w, int a, int64_t o, const int64_
   if (include_pad) return pool_padded_taps(w, a, o, pad_end[a]);
   pool_clip(w, a, o, &first, &last);
   return last - first;
+}
+
+/* ---- along rows -------------------------------------------------------------------------------------------------- */
+
+enum { POOL_LINES = 16, POOL_LINES_BYTES = 16 * 1024 };
+
+typedef struct PoolRows {
+  Window w;
+  int64_t pad_end[3];
+  int kind, include_pad;
+  double fill;            /* what padding counts as */
+  int64_t reads, pitch;   /* elements of a line that windows read, and its size with what vectors overrun */
+  int64_t n_lines;        /* that are made at a time */
+} PoolRows;
+
+typedef struct PoolLoops {
+  int64_t lanes;
+  void (*rows)(const PoolRows *p, const void *x, const void *x_end, int64_t first, int64_t last, void *out,
+               const void *counts, void *lines);
+  void (*pairs)(int kind, int64_t half, const void *x, void *out, int64_t n);
+} PoolLoops;
+
+#define VM_ISA_BODY "vmcore/kernels/pool_loops.h"
+#include "vmcore/kernels/per_isa.h"
+
+static const PoolLoops *const pool_loops_by_isa[3] = VM_ISA_TABLE(pool_loops);
+
+/* Sizes of the lines; 0 where they would be out of proportion with the input and the output (hostile padding). */
+static int pool_plan_rows(PoolRows *p, int64_t lanes, int64_t es) {
+  const Window *w = &p->w;
+  const int64_t out = (w->out[2] + lanes - 1) / lanes * lanes, span = (w->kernel[2] - 1) * w->dilation[2];
+  p->reads = (w->out[2] - 1) * w->stride[2] + span + 1;
+  p->pitch = planes_max(p->reads, w->in[2] + w->pad[2]) + 2 * lanes;
+  p->pitch = planes_max(p->pitch, planes_min(w->stride[2], 2) * out + span + 2 * lanes);
+  if (p->pitch > 4 * (w->in[2] + out) + 4096) return 0;
+  p->n_lines = planes_max(1, planes_min(POOL_LINES, POOL_LINES_BYTES / (p->pitch * es)));
+  return 1;
+}
+
+/* Half of the columns where the windows are those of the loop over pairs, else 0. */
+static int64_t pool_pairs_half(const PoolRows *p, int64_t lanes) {
+  const Window *w = &p->w;
+  const int64_t half = w->in[2] / 2;
+  int plain = w->kernel[0] == 1 && w->stride[0] == 1 && w->in[0] == w->out[0] && w->pad[0] == 0 && p->pad_end[0] == 0;
+  for (int a = 1; a < 3; ++a)
+    plain &= w->kernel[a] == 2 && w->stride[a] == 2 && w->dilation[a] == 1 && w->pad[a] == 0 && p->pad_end[a] == 0 &&
+             w->in[a] == 2 * w->out[a];
+  return plain && half <= lanes && lanes % half == 0 && p->kind <= POOL_KIND_SUM ? half : 0;
 }
 
 /* out[i] /= elements that window i averages over; per_column: the counts of the last axis, the same for every row. */

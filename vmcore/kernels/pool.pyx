@@ -13,10 +13,10 @@ from vmcore.kernels.args cimport (
     args_bind, check_disjoint, check_dtype, check_out_shape, check_same_dtype,
 )
 from vmcore.kernels.window cimport (
-    PLANES_MAX_SIZE, PLANES_SLACK, POOL_KIND_L1, POOL_KIND_L2, POOL_KIND_LP, POOL_KIND_MAX, POOL_KIND_SUM, Planes,
-    Window, WindowLoops, planes_layout, planes_line_size, planes_shift_axes, planes_taps, window_loops,
+    PLANES_MAX_SIZE, POOL_KIND_L1, POOL_KIND_L2, POOL_KIND_LP, POOL_KIND_MAX, POOL_KIND_SUM, Window, planes_shift_axes,
 )
-from vmcore.kernels.workspace cimport SLOT_PANELS, SLOT_PLANES, SLOT_TABLES, SLOT_TILES, workspace
+from vmcore.kernels.gemm cimport gemm_isa
+from vmcore.kernels.workspace cimport SLOT_PLANES, SLOT_TABLES, SLOT_TILES, workspace
 from vmcore.status cimport fail
 from vmcore.threads cimport parallel_for, thread_count
 from vmcore.value cimport DL_FLOAT, DL_INT, DL_UINT, ERR_ALLOC, ERR_DTYPE, ERR_SHAPE, KernelEntry, Value
@@ -25,6 +25,20 @@ cdef extern from "<math.h>" nogil:
     double INFINITY
 
 cdef extern from "vmcore/kernels/pool.h" nogil:
+    ctypedef struct PoolRows:
+        Window w
+        int64_t pad_end[3]
+        int kind, include_pad
+        double fill
+        int64_t pitch, n_lines
+    ctypedef struct PoolLoops:
+        int64_t lanes
+        void (*rows)(const PoolRows* p, const void* x, const void* x_end, int64_t first, int64_t last, void* out,
+                     const void* counts, void* lines) noexcept nogil
+        void (*pairs)(int kind, int64_t half, const void* x, void* out, int64_t n) noexcept nogil
+    const PoolLoops* pool_loops_by_isa[3]
+    int pool_plan_rows(PoolRows* p, int64_t lanes, int64_t es)
+    int64_t pool_pairs_half(const PoolRows* p, int64_t lanes)
     void pool_windows_f32(const Window* w, int kind, double p, const float* x, float* out)
     void pool_windows_f64(const Window* w, int kind, double p, const double* x, double* out)
     void pool_argmax_f32(const Window* w, bint column_major, int64_t base, const float* x, float* out, int64_t* index)
@@ -46,17 +60,18 @@ cdef extern from "vmcore/kernels/pool.h" nogil:
 args_bind(fail)
 
 cdef enum:
-    BAND_BYTES = 128 * 1024  # padded planes of one band of one channel
     PARALLEL_ELEMS = 1 << 17  # taps x outputs below which waking a thread costs more than it saves
 
+cdef enum:  # how a pool is computed
+    BY_PAIRS, BY_ROWS, BY_WINDOWS
+
 ctypedef struct PoolJob:
-    Window w
-    Planes p
-    int64_t pad_end[3]
-    bint is_double, windows, averages, include_pad, column_major
-    int kind  # POOL_KIND_*
+    PoolRows r
+    const PoolLoops* loops
+    int how  # BY_*
+    bint is_double, averages, column_major
     double power
-    int64_t es, n_channels, in_size, out_size, n_bands, pieces
+    int64_t es, n_channels, in_size, out_size, half, pieces
     const char* x
     const char* x_end
     char* out
@@ -65,43 +80,33 @@ ctypedef struct PoolJob:
     int failed
 
 
-ctypedef struct Scratch:
-    char* planes  # padded planes of one channel
-    char* line
-    char* counts  # elements that each column's windows average over
-    int64_t* taps
+cdef char* _counts(const PoolJob* job) noexcept nogil:
+    """Elements that each column's windows average over, along the row; ones up to whole vectors."""
+    cdef int64_t columns = job.r.w.out[2], i, n
+    cdef char* counts = <char*>workspace(SLOT_TILES, <size_t>((columns + job.loops.lanes) * job.es))
+    if counts == NULL:
+        return NULL
+    for i in range(columns + job.loops.lanes):
+        n = pool_count(&job.r.w, 2, i, job.r.pad_end, job.r.include_pad) if i < columns else 1
+        if job.is_double:
+            (<double*>counts)[i] = <double>n
+        else:
+            (<float*>counts)[i] = <float>n
+    return counts
 
 
-cdef void _channel(const PoolJob* job, int64_t channel, const Scratch* scratch) noexcept nogil:
-    """One channel of one image: combine the taps, then divide or take the root."""
+cdef void _windows(const PoolJob* job, int64_t channel, const char* counts) noexcept nogil:
+    """One channel of one image, one output after the other."""
     cdef const char* x = job.x + channel * job.in_size * job.es
     cdef char* out = job.out + channel * job.out_size * job.es
-    cdef int64_t od, band, oh, rows
-    cdef double fill = -INFINITY if job.kind == POOL_KIND_MAX else 0.0
-    cdef const WindowLoops* loops = window_loops(job.is_double)
-    if job.windows:
-        if job.is_double:
-            pool_windows_f64(&job.w, job.kind, job.power, <const double*>x, <double*>out)
-        else:
-            pool_windows_f32(&job.w, job.kind, job.power, <const float*>x, <float*>out)
+    if job.is_double:
+        pool_windows_f64(&job.r.w, job.r.kind, job.power, <const double*>x, <double*>out)
+        if counts != NULL:
+            pool_divide_f64(&job.r.w, job.r.pad_end, job.r.include_pad, <const double*>counts, <double*>out)
     else:
-        for od in range(job.w.out[0]):
-            for band in range(job.n_bands):
-                oh = job.w.out[1] * band // job.n_bands
-                rows = job.w.out[1] * (band + 1) // job.n_bands - oh
-                loops.fill(&job.w, &job.p, x, job.x_end, 1, od, oh, rows, fill, scratch.planes)
-                loops.pool[job.kind](&job.p, scratch.taps, scratch.planes, rows, job.w.out[2],
-                                     out + (od * job.w.out[1] + oh) * job.w.out[2] * job.es, scratch.line)
-    if job.averages:
-        if job.is_double:
-            pool_divide_f64(&job.w, job.pad_end, job.include_pad, <const double*>scratch.counts, <double*>out)
-        else:
-            pool_divide_f32(&job.w, job.pad_end, job.include_pad, <const float*>scratch.counts, <float*>out)
-    elif job.kind >= POOL_KIND_L2:
-        if job.is_double:
-            pool_root_f64(<double*>out, job.out_size, job.kind, job.power)
-        else:
-            pool_root_f32(<float*>out, job.out_size, job.kind, job.power)
+        pool_windows_f32(&job.r.w, job.r.kind, job.power, <const float*>x, <float*>out)
+        if counts != NULL:
+            pool_divide_f32(&job.r.w, job.r.pad_end, job.r.include_pad, <const float*>counts, <float*>out)
 
 
 cdef void _argmax(const PoolJob* job, int64_t channel) noexcept nogil:
@@ -110,72 +115,79 @@ cdef void _argmax(const PoolJob* job, int64_t channel) noexcept nogil:
     cdef int64_t* index = job.index + channel * job.out_size
     cdef int64_t base = channel * job.in_size
     if job.dtype_code == DL_INT:
-        pool_argmax_i8(&job.w, job.column_major, base, <const int8_t*>x, <int8_t*>out, index)
+        pool_argmax_i8(&job.r.w, job.column_major, base, <const int8_t*>x, <int8_t*>out, index)
     elif job.dtype_code == DL_UINT:
-        pool_argmax_u8(&job.w, job.column_major, base, <const uint8_t*>x, <uint8_t*>out, index)
+        pool_argmax_u8(&job.r.w, job.column_major, base, <const uint8_t*>x, <uint8_t*>out, index)
     elif job.is_double:
-        pool_argmax_f64(&job.w, job.column_major, base, <const double*>x, <double*>out, index)
+        pool_argmax_f64(&job.r.w, job.column_major, base, <const double*>x, <double*>out, index)
     else:
-        pool_argmax_f32(&job.w, job.column_major, base, <const float*>x, <float*>out, index)
+        pool_argmax_f32(&job.r.w, job.column_major, base, <const float*>x, <float*>out, index)
 
 
 cdef void _pool_piece(void* ctx, int64_t piece) noexcept nogil:
     cdef PoolJob* job = <PoolJob*>ctx
     cdef int64_t first = job.n_channels * piece // job.pieces, last = job.n_channels * (piece + 1) // job.pieces
-    cdef int64_t channel
-    cdef Scratch scratch
-    cdef int64_t i, n
+    cdef int64_t channel, rows = job.r.w.out[0] * job.r.w.out[1], n = (last - first) * job.out_size
+    cdef char* out = job.out + first * job.out_size * job.es
+    cdef char* counts = NULL
+    cdef char* lines
     if job.index != NULL:
         for channel in range(first, last):
             _argmax(job, channel)
         return
-    scratch.planes = scratch.line = scratch.counts = NULL
-    scratch.taps = NULL
+    if job.how == BY_PAIRS:
+        job.loops.pairs(job.r.kind, job.half, job.x + first * job.in_size * job.es, out, n)
+        return
     if job.averages:
-        scratch.counts = <char*>workspace(SLOT_TILES, <size_t>(job.w.out[2] * job.es))
-        if scratch.counts == NULL:
+        counts = _counts(job)
+        if counts == NULL:
             job.failed = 1
             return
-        for i in range(job.w.out[2]):
-            n = pool_count(&job.w, 2, i, job.pad_end, job.include_pad)
-            if job.is_double:
-                (<double*>scratch.counts)[i] = <double>n
-            else:
-                (<float*>scratch.counts)[i] = <float>n
-    if not job.windows:
-        scratch.planes = <char*>workspace(SLOT_PLANES, <size_t>((job.p.channel_step + PLANES_SLACK) * job.es))
-        scratch.line = <char*>workspace(SLOT_PANELS, <size_t>(planes_line_size(&job.p, job.p.rows) * job.es))
-        scratch.taps = <int64_t*>workspace(SLOT_TABLES, <size_t>job.p.taps * sizeof(int64_t))
-        if scratch.planes == NULL or scratch.line == NULL or scratch.taps == NULL:
+    if job.how == BY_ROWS:
+        lines = <char*>workspace(SLOT_PLANES, <size_t>(job.r.n_lines * job.r.pitch * job.es))
+        if lines == NULL:
             job.failed = 1
             return
-        planes_taps(&job.w, &job.p, scratch.taps)
-    for channel in range(first, last):
-        _channel(job, channel, &scratch)
+        job.loops.rows(&job.r, job.x, job.x_end, first * rows, last * rows, job.out, counts, lines)
+    else:
+        for channel in range(first, last):
+            _windows(job, channel, counts)
+    if job.r.kind >= POOL_KIND_L2:
+        if job.is_double:
+            pool_root_f64(<double*>out, n, job.r.kind, job.power)
+        else:
+            pool_root_f32(<float*>out, n, job.r.kind, job.power)
+
+
+cdef void _plan(PoolJob* job) noexcept nogil:
+    """How the pool is computed: by what its windows are alone, so that the bits are the same for any number of threads."""
+    job.loops = pool_loops_by_isa[gemm_isa()] + job.is_double
+    job.r.fill = -INFINITY if job.r.kind == POOL_KIND_MAX else 0.0
+    job.half = pool_pairs_half(&job.r, job.loops.lanes)
+    if job.half:
+        job.how = BY_PAIRS
+    elif job.r.kind != POOL_KIND_LP and pool_plan_rows(&job.r, job.loops.lanes, job.es):
+        job.how = BY_ROWS
+    else:
+        job.how = BY_WINDOWS
 
 
 cdef int _run(const char* op, PoolJob* job) noexcept nogil:
-    cdef int64_t rows, per_row
     cdef double work
+    cdef const Window* w = &job.r.w
     job.failed = 0
-    job.n_bands = 1
-    job.windows = job.index != NULL or job.kind == POOL_KIND_LP or planes_layout(&job.w, job.w.out[1], &job.p) < 0 or \
-        (job.w.out[2] < 4 and job.w.kernel[2] > 4)
-    if not job.windows:
-        per_row = job.p.channel_step // job.p.len[1]
-        rows = min(max(BAND_BYTES // (per_row * job.es) - job.p.axis[1].shift, 4), job.w.out[1])
-        job.n_bands = (job.w.out[1] + rows - 1) // rows
-        planes_layout(&job.w, (job.w.out[1] + job.n_bands - 1) // job.n_bands, &job.p)
-    work = <double>job.n_channels * job.out_size * min(job.w.kernel[0], job.w.in_[0]) * \
-        min(job.w.kernel[1], job.w.in_[1]) * min(job.w.kernel[2], job.w.in_[2])
-    if thread_count() > 1 and work >= PARALLEL_ELEMS and job.n_channels > 1:
+    if job.index == NULL:
+        _plan(job)
+    work = <double>job.n_channels * job.out_size * min(w.kernel[0], w.in_[0]) * min(w.kernel[1], w.in_[1]) * \
+        min(w.kernel[2], w.in_[2])
+    if work >= PARALLEL_ELEMS and job.n_channels > 1 and thread_count() > 1:
         job.pieces = min(job.n_channels, 4 * thread_count())
         parallel_for(job.pieces, _pool_piece, job)
     else:
         job.pieces = 1
         _pool_piece(job, 0)
     if job.failed:
-        return ARG_FAIL(ERR_ALLOC, b"%s: no memory for the padded input", op)
+        return ARG_FAIL(ERR_ALLOC, b"%s: no memory for padded rows", op)
     return 0
 
 
@@ -202,38 +214,39 @@ cdef int _pool_args(const char* op, const Value* args, int32_t i_out, PoolJob* j
         return -1
     for a in range(3):
         d = a - (3 - rank)
-        job.w.in_[a] = job.w.out[a] = job.w.kernel[a] = job.w.stride[a] = job.w.dilation[a] = 1
-        job.w.pad[a] = job.pad_end[a] = 0
+        job.r.w.in_[a] = job.r.w.out[a] = job.r.w.kernel[a] = job.r.w.stride[a] = job.r.w.dilation[a] = 1
+        job.r.w.pad[a] = job.r.pad_end[a] = 0
         if d < 0:
             continue
-        job.w.in_[a] = x.shape[d + 2]
-        job.w.out[a] = out.shape[d + 2]
-        job.w.kernel[a] = kernel.data[d]
-        job.w.stride[a] = strides.data[d]
-        job.w.dilation[a] = dilations.data[d]
-        job.w.pad[a] = pads.data[d]
-        job.pad_end[a] = pads.data[d + rank]
-        if job.w.in_[a] > PLANES_MAX_SIZE:
+        job.r.w.in_[a] = x.shape[d + 2]
+        job.r.w.out[a] = out.shape[d + 2]
+        job.r.w.kernel[a] = kernel.data[d]
+        job.r.w.stride[a] = strides.data[d]
+        job.r.w.dilation[a] = dilations.data[d]
+        job.r.w.pad[a] = pads.data[d]
+        job.r.pad_end[a] = pads.data[d + rank]
+        if job.r.w.in_[a] > PLANES_MAX_SIZE:
             return arg_fail_one(op, ERR_SHAPE, b"a spatial size is too large", b"input", x)
-        room = job.w.in_[a] + job.w.pad[a] + job.pad_end[a] - (job.w.kernel[a] - 1) * job.w.dilation[a] - 1
-        least = room // job.w.stride[a] + 1 if room >= 0 else 0
-        if job.w.out[a] < least or job.w.out[a] > least + 1 or \
-                (job.w.out[a] > least and room >= 0 and room % job.w.stride[a] == 0):
+        room = job.r.w.in_[a] + job.r.w.pad[a] + job.r.pad_end[a] - (job.r.w.kernel[a] - 1) * job.r.w.dilation[a] - 1
+        least = room // job.r.w.stride[a] + 1 if room >= 0 else 0
+        if job.r.w.out[a] < least or job.r.w.out[a] > least + 1 or \
+                (job.r.w.out[a] > least and room >= 0 and room % job.r.w.stride[a] == 0):
             return ARG_FAIL(ERR_SHAPE, b"%s: along axis %d the output has %lld positions; the padded input of %lld has "
-                            b"room for %lld windows of %lld, rounded down", op, d, <long long>job.w.out[a],
-                            <long long>(job.w.in_[a] + job.w.pad[a] + job.pad_end[a]), <long long>least,
-                            <long long>((job.w.kernel[a] - 1) * job.w.dilation[a] + 1))
+                            b"room for %lld windows of %lld, rounded down", op, d, <long long>job.r.w.out[a],
+                            <long long>(job.r.w.in_[a] + job.r.w.pad[a] + job.r.pad_end[a]), <long long>least,
+                            <long long>((job.r.w.kernel[a] - 1) * job.r.w.dilation[a] + 1))
     if not keep_axes:
-        planes_shift_axes(&job.w, job.pad_end)
+        planes_shift_axes(&job.r.w, job.r.pad_end)
     job.is_double = x.itemsize == 8
     job.dtype_code = x.dtype.code
     job.es = x.itemsize
     job.n_channels = x.shape[0] * x.shape[1]
-    job.in_size = job.w.in_[0] * job.w.in_[1] * job.w.in_[2]
-    job.out_size = job.w.out[0] * job.w.out[1] * job.w.out[2]
+    job.in_size = job.r.w.in_[0] * job.r.w.in_[1] * job.r.w.in_[2]
+    job.out_size = job.r.w.out[0] * job.r.w.out[1] * job.r.w.out[2]
     job.x, job.x_end, job.out = x.data, x.data + x.nbytes, out.data
     job.index = NULL
-    job.averages = job.include_pad = job.column_major = False
+    job.averages = job.column_major = False
+    job.r.include_pad = False
     job.power = 0
     return 0
 
@@ -261,7 +274,7 @@ cdef int max_pool(void* self, const Value* args, int32_t n_args, Value* ret) noe
         return -1
     if out.numel == 0:
         return 0
-    job.kind = POOL_KIND_MAX
+    job.r.kind = POOL_KIND_MAX
     if job.dtype_code != DL_FLOAT:  # the indices are computed on the way and dropped
         job.index = <int64_t*>workspace(SLOT_TABLES, <size_t>job.out_size * sizeof(int64_t))
         return _max_pool_bytes(&job)
@@ -299,7 +312,7 @@ cdef int max_pool_with_indices(void* self, const Value* args, int32_t n_args, Va
         return -1
     if out.numel == 0:
         return 0
-    job.kind = POOL_KIND_MAX
+    job.r.kind = POOL_KIND_MAX
     job.column_major = order == 1
     job.index = <int64_t*>indices.data
     return _run(b"max_pool_with_indices", &job)
@@ -318,9 +331,9 @@ cdef int avg_pool(void* self, const Value* args, int32_t n_args, Value* ret) noe
         return -1
     if out.numel == 0:
         return 0
-    job.kind = POOL_KIND_SUM
+    job.r.kind = POOL_KIND_SUM
     job.averages = True
-    job.include_pad = counts_pad == 1
+    job.r.include_pad = counts_pad == 1
     return _run(b"avg_pool", &job)
 
 
@@ -334,7 +347,7 @@ cdef int lp_pool(void* self, const Value* args, int32_t n_args, Value* ret) noex
         return -1
     if out.numel == 0:
         return 0
-    job.kind = POOL_KIND_L1 if p == 1 else POOL_KIND_L2 if p == 2 else POOL_KIND_LP
+    job.r.kind = POOL_KIND_L1 if p == 1 else POOL_KIND_L2 if p == 2 else POOL_KIND_LP
     job.power = <double>p
     return _run(b"lp_pool", &job)
 

@@ -35,8 +35,6 @@ cdef extern from "vmcore/kernels/planes.h" nogil:
                        void* line) noexcept nogil
         void (*plain_3x3)(const void* plane, int64_t pitch, const void* weights, double bias, bint relu, int64_t rows,
                           int64_t columns, void* out) noexcept nogil
-        void (*pool[4])(const Planes* p, const int64_t* taps, const void* planes, int64_t rows, int64_t columns,
-                        void* out, void* line) noexcept nogil
 
     void planes_shift_axes(Window* w, int64_t* pad_end)
     int64_t planes_layout(const Window* w, int64_t rows, Planes* p)

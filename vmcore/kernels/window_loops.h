@@ -221,63 +221,17 @@ VM_INLINE VMFN(md) VMFN(even_vd)(const double *src) {
     } \
   }
 
-/* Pooling of a band: out = combine over taps of the stream at each tap. A NaN in a window makes its maximum NaN. */
-#define DEFINE_POOL(T, V, M, KIND, START, COMBINE) \
-  static void VMFN(KIND##_##V)(const Planes *p, const int64_t *taps, const void *planes, int64_t rows, \
-                               int64_t columns, void *out, void *line) { \
-    enum { LANES = VM_VEC / sizeof(T) }; \
-    int64_t n_taps = p->taps; \
-    int narrow = planes_is_narrow(columns, LANES); \
-    T *dst = (T *)(narrow ? line : out); \
-    PlaneCursor cursor = planes_walk(p, rows, columns, LANES); \
-    while (!planes_done(&cursor)) { \
-      int64_t s0, s1, s2, s3, d0, d1, d2, d3; \
-      planes_next(&cursor, &s0, &d0), planes_next(&cursor, &s1, &d1); \
-      planes_next(&cursor, &s2, &d2), planes_next(&cursor, &s3, &d3); \
-      VMFN(V) a0 = (VMFN(V)){0} + (T)START, a1 = a0, a2 = a0, a3 = a0; \
-      VMFN(M) nan0 = {0}, nan1 = {0}, nan2 = {0}, nan3 = {0}; \
-      for (int64_t t = 0; t < n_taps; ++t) { \
-        const T *s = (const T *)planes + taps[t]; \
-        VMFN(V) x0 = *(const VMFN(V) *)(s + s0), x1 = *(const VMFN(V) *)(s + s1); \
-        VMFN(V) x2 = *(const VMFN(V) *)(s + s2), x3 = *(const VMFN(V) *)(s + s3); \
-        COMBINE(V, M, a0, x0, nan0) COMBINE(V, M, a1, x1, nan1) \
-        COMBINE(V, M, a2, x2, nan2) COMBINE(V, M, a3, x3, nan3) \
-      } \
-      *(VMFN(V) *)(dst + d0) = (VMFN(V))((VMFN(M))a0 | nan0), *(VMFN(V) *)(dst + d1) = (VMFN(V))((VMFN(M))a1 | nan1); \
-      *(VMFN(V) *)(dst + d2) = (VMFN(V))((VMFN(M))a2 | nan2), *(VMFN(V) *)(dst + d3) = (VMFN(V))((VMFN(M))a3 | nan3); \
-    } \
-    if (narrow) VMFN(scatter_##V)((const T *)line, rows, columns, p->len[2], (T *)out); \
-  }
-#define COMBINE_MAX(V, M, a, x, nan) \
-  { \
-    VMFN(M) larger = x > a; \
-    nan |= x != x; \
-    a = (VMFN(V))(((VMFN(M))x & larger) | ((VMFN(M))a & ~larger)); \
-  }
-#define COMBINE_SUM(V, M, a, x, nan) a += x;
-#define COMBINE_L1(V, M, a, x, nan) \
-  { \
-    VMFN(M) minus = x < (VMFN(V)){0}; \
-    a += (VMFN(V))(((VMFN(M))x & ~minus) | ((VMFN(M))-x & minus)); \
-  }
-#define COMBINE_L2(V, M, a, x, nan) a += x * x;
-
 #define DEFINE_ALL(T, V, M) \
   DEFINE_FILL(T, V, M) \
   DEFINE_PACK(T, V) \
   DEFINE_SCATTER(T, V) \
   DEFINE_DIRECT(T, V, M) \
-  DEFINE_3X3(T, V, M) \
-  DEFINE_POOL(T, V, M, pool_max, -INFINITY, COMBINE_MAX) \
-  DEFINE_POOL(T, V, M, pool_sum, 0, COMBINE_SUM) \
-  DEFINE_POOL(T, V, M, pool_l1, 0, COMBINE_L1) \
-  DEFINE_POOL(T, V, M, pool_l2, 0, COMBINE_L2)
+  DEFINE_3X3(T, V, M)
 DEFINE_ALL(float, vf, mf)
 DEFINE_ALL(double, vd, md)
 
 #define TABLE(V, LANES) \
-  {LANES, VMFN(fill_##V), VMFN(pack_##V), VMFN(direct_##V), VMFN(plain_3x3_##V), \
-   {VMFN(pool_max_##V), VMFN(pool_sum_##V), VMFN(pool_l1_##V), VMFN(pool_l2_##V)}}
+  {LANES, VMFN(fill_##V), VMFN(pack_##V), VMFN(direct_##V), VMFN(plain_3x3_##V)}
 static const WindowLoops VMFN(window_loops)[2] = {TABLE(vf, VM_VEC / 4), TABLE(vd, VM_VEC / 8)};
 
 #undef EVEN_F
@@ -289,10 +243,5 @@ static const WindowLoops VMFN(window_loops)[2] = {TABLE(vf, VM_VEC / 4), TABLE(v
 #undef DEFINE_DIRECT
 #undef DEFINE_SCATTER
 #undef DEFINE_3X3
-#undef DEFINE_POOL
-#undef COMBINE_MAX
-#undef COMBINE_SUM
-#undef COMBINE_L1
-#undef COMBINE_L2
 #undef DEFINE_ALL
 #undef TABLE

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
 
 from vmcore import errors, threads
+from vmcore.kernels import gemm
 from vmcore.kernels.direct import call_kernel
 from vmcore.types import Shape
 
@@ -155,6 +156,73 @@ def test_threads_give_the_same_bits(rng: np.random.Generator) -> None:
         threads.set_num_threads(before)
     assert np.array_equal(results[0][0], results[1][0])
     assert np.array_equal(results[0][1], results[1][1])
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = gemm.instruction_set()
+    try:
+        gemm._use_instruction_set(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    gemm._use_instruction_set(before)
+
+
+def largest(window: np.ndarray, padded: int) -> float:
+    return float(window.max()) if window.size else -np.inf
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_random_small_windows(dtype: type, instruction_set: str, rng: np.random.Generator) -> None:
+    """All ways through: pairs of rows, whole rows, strides that are scalar; NaN, infinities and both zeros in x.
+
+    What lies beside the output stays as it is.
+    """
+    special = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, -1e-40], dtype)
+    for turn in range(60):
+        side = int(rng.choice([2, 4, 8, 16, 32])) if turn % 2 else int(rng.integers(1, 40))
+        spatial = (side if turn % 3 == 0 else int(rng.integers(2, 9)), side)
+        kernel = [int(v) for v in rng.integers(1, 4, 2)] if turn % 2 == 0 else [2, 2]
+        strides = [int(v) for v in rng.integers(1, 4, 2)] if turn % 4 == 0 else [2, 2]
+        pads = [int(rng.integers(0, k)) for k in kernel * 2] if turn % 2 == 0 else [0] * 4
+        sizes = out_sizes(spatial, kernel, strides, pads, [1, 1])
+        if min(sizes) < 1:
+            continue
+        shape = (int(rng.integers(0, 3)), int(rng.integers(1, 4)), *spatial)
+        x = rng.standard_normal(shape).astype(dtype)
+        x[rng.random(shape) < 0.05] = rng.choice(special)
+        count = int(np.prod((*shape[:2], *sizes)))
+        window = [Shape(kernel), Shape(strides), Shape(pads), Shape([1, 1])]
+        for name, extra, reduce in (
+            ("max_pool", [], largest),
+            ("avg_pool", [0], lambda v, padded: v.mean() if v.size else np.nan),
+            ("avg_pool", [1], lambda v, padded: v.sum() / padded if padded else np.nan),
+        ):
+            memory = np.full(count + 64, 7, dtype)
+            out = memory[:count].reshape(*shape[:2], *sizes)
+            call_kernel(name, x, *window, *extra, out)
+            with np.errstate(all="ignore"):
+                expected = reference_pool(x, kernel, strides, pads, [1, 1], sizes, reduce)
+            np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+            assert (memory[count:] == 7).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 8, 8), (1, 130, 4, 4), (5, 3, 31, 17)])
+def test_pieces_of_channels_give_the_same_bits(shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    """A channel's results do not depend on the channels around it, so neither on who computes it."""
+    x = rng.standard_normal(shape, np.float32)
+    x[rng.random(shape) < 0.02] = np.nan
+    kernel, strides = (3, 2) if shape[2] % 2 else (2, 2), (2, 2)
+    sizes = out_sizes(shape[2:], kernel, strides, (0,) * 4, (1, 1))
+    window = [Shape(kernel), Shape(strides), Shape((0,) * 4), Shape((1, 1))]
+    for name, extra in (("max_pool", []), ("avg_pool", [0])):
+        out = np.zeros((*shape[:2], *sizes), np.float32)
+        call_kernel(name, x, *window, *extra, out)
+        for n, c in itertools.product(range(shape[0]), range(shape[1])):
+            one = np.zeros((1, 1, *sizes), np.float32)
+            call_kernel(name, x[n : n + 1, c : c + 1].copy(), *window, *extra, one)
+            assert one.tobytes() == out[n, c].tobytes()
 
 
 def test_onnxruntime_agrees_on_ceil_mode(rng: np.random.Generator) -> None:

@@ -275,6 +275,16 @@ cdef void _on_library(const BlasTable* table, bint is_double, bint ta, bint tb, 
                     ldc)
 
 
+cdef bint _on_tiles(bint ta, bint tb, int64_t m, int64_t n, int64_t lda, int64_t ldb, int64_t ldc) noexcept nogil:
+    """Whether a product runs on our own tiles: all but a matrix times a vector, where the processor has them."""
+    return _tiles_first and not (m == 1 and (not ta or lda == 1)) and not (n == 1 and ldc == 1 and (tb or ldb == 1))
+
+
+def runs_on_tiles(int64_t m, int64_t n, int64_t k) -> bool:
+    """Whether the product of an m x k and a k x n matrix, both in rows, runs on our own tiles rather than in BLAS."""
+    return _on_tiles(False, False, m, n, k, n, n)
+
+
 cdef int gemm_rm(bint is_double, bint ta, bint tb, int64_t m, int64_t n, int64_t k, double alpha, const void* a,
                  int64_t lda, const void* b, int64_t ldb, double beta, void* c, int64_t ldc) noexcept nogil:
     cdef const BlasTable* table = blas_table()
@@ -283,7 +293,7 @@ cdef int gemm_rm(bint is_double, bint ta, bint tb, int64_t m, int64_t n, int64_t
         return 0
     if table == NULL or k == 0 or largest > table.max_size:
         return own_gemm(is_double, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, NULL)
-    if _tiles_first and not (m == 1 and (not ta or lda == 1)) and not (n == 1 and ldc == 1 and (tb or ldb == 1)):
+    if _on_tiles(ta, tb, m, n, lda, ldb, ldc):
         return own_gemm(is_double, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, NULL)
     blas_enter()
     _on_library(table, is_double, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)

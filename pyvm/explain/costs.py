@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from . import sizes
 from .sizes import Size, add, mul, product
@@ -150,40 +151,46 @@ def _conv(work: Work) -> None:
 
 
 def _conv_way(work: Work, x: Sequence[Size] | None, w: Sequence[Size] | None, out: Sequence[Size] | None) -> list[str]:
-    """The way that `vmcore/kernels/conv.pyx` takes for these shapes."""
-    if x is None or w is None or out is None or not len(x) == len(w) == len(out) or len(x) < 3:
-        return []
+    """The way that the kernel takes for these shapes: it is asked, with some large number for each symbol."""
+    from vmcore.kernels.conv import way
+
     pads, strides, dilations = work.shape("pads"), work.shape("strides"), work.shape("dilations")
-    group = work.number("group")
+    if x is None or w is None or out is None or pads is None or strides is None or dilations is None:
+        return []
+    if not (3 <= len(x) == len(w) == len(out) <= 5) or not 2 * len(strides) == 2 * len(dilations) == len(pads):
+        return []
+    group = _typical(work.number("group"))
+    numbers: list[list[Any]] = [list(map(_typical, s)) for s in (x, w, out, pads, strides, dilations)]
+    if group is None or group < 1 or any(n is None for one in numbers for n in one) or len(strides) != len(x) - 2:
+        return []
     window = "x".join(map(str, w[2:]))
-    per_group = sizes.div(w[0], group)
-    unpadded = pads is not None and all(pad == 0 for pad in pads)
-    unit_strides = strides is not None and all(stride == 1 for stride in strides)
-    if group == 1 and unpadded and tuple(w[2:]) == tuple(x[2:]) and all(size == 1 for size in out[2:]):
+    given, weights, result, padding, steps, spread = numbers
+    chosen = way(given, weights, result, padding, steps, spread, group)
+    if chosen == "whole":
         return [f"the {window} window is the whole input: one matrix product"]
-    if (
-        unpadded
-        and unit_strides
-        and all(size == 1 for size in w[2:])
-        and not (isinstance(per_group, int) and per_group <= 3)
-    ):
+    if chosen == "pointwise":
         return [
             f"a {window} window, stride 1, no padding reads one position per output: a plain matrix product, "
             "nothing is copied"
         ]
-    if not isinstance(per_group, int):
-        return []
-    if per_group <= 3:
+    if chosen == "direct":
+        per_group = sizes.div(w[0], work.number("group"))
         depthwise = " (depthwise)" if _dim(w, 1) == 1 else ""
         return [
-            f"{per_group} output channel{'s' * (per_group > 1)} per group{depthwise}: direct sums over padded "
+            f"{per_group} output channel{'s' * (per_group != 1)} per group{depthwise}: direct sums over padded "
             "planes beat a packed product"
         ]
-    stretched = dilations is not None and any(dilation != 1 for dilation in dilations)
+    stretched = any(dilation != 1 for dilation in dilations)
     return [
         f"{window} window{', dilated' * stretched}: packed panels (im2col a cache-sized block at a time) and our "
         "own matrix product"
     ]
+
+
+def _typical(size: Size) -> int | None:
+    """A size, or what it is when every symbol is a large number of its own; None for what is not known."""
+    names = sorted(sizes.symbols(size))
+    return sizes.number(size, {name: 1009 + sum(map(ord, name)) for name in names})
 
 
 def _conv_winograd(work: Work) -> None:
@@ -243,15 +250,21 @@ def _gemm(work: Work) -> None:
 
 
 def _product_way(work: Work, rows: Size, columns: Size, inner: Size) -> list[str]:
-    """The way that `gemm_rm` in `vmcore/blas.pyx` takes."""
+    """The way that `gemm_rm` takes: it is asked."""
+    from vmcore.blas import runs_on_tiles
+
     tensor = work.outputs[0].tensor if work.outputs else None
     if tensor is not None and tensor.dtype not in ("float32", "float64", None):
         return ["an integer product: loops that the compiler vectorised"]
-    if isinstance(rows, int) and isinstance(columns, int):
-        if rows == 1 or columns == 1:
-            return ["a matrix times a vector: BLAS, which is bound by memory here anyway"]
-        return [f"{rows} x {inner} x {columns}: our own register tiles (AVX2 or AVX-512), BLAS where there are none"]
-    return [f"{rows} x {inner} x {columns}: BLAS when a side is a vector at run time, our own register tiles otherwise"]
+    shape = f"{rows} x {inner} x {columns}"
+    typical = [_typical(size) for size in (rows, columns, inner)]
+    if any(size is None for size in typical) or any(sizes.symbols(size) for size in (rows, columns)):
+        return [f"{shape}: BLAS when a side is a vector at run time, our own register tiles otherwise"]
+    if runs_on_tiles(*typical):  # type: ignore[arg-type]
+        return [f"{shape}: our own register tiles (AVX2 or AVX-512)"]
+    if rows == 1 or columns == 1:
+        return ["a matrix times a vector: BLAS, which is bound by memory here anyway"]
+    return [f"{shape}: BLAS, as our own register tiles need AVX2 or AVX-512"]
 
 
 def _matmul_packed(work: Work) -> None:

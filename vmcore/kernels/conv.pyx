@@ -340,14 +340,58 @@ cdef bint _is_whole(const Window* w) noexcept nogil:
     return True
 
 
+cdef enum Way:
+    WAY_WHOLE      # the window is the whole input: one matrix product
+    WAY_POINTWISE  # it reads one position per output: a matrix product per image and group
+    WAY_DIRECT     # few output channels: sums over padded planes
+    WAY_PANELS     # columns packed a block at a time, and matrix products
+
+
+cdef Way _way(const Window* w, int64_t group, int64_t og, int64_t K) noexcept nogil:
+    """How a convolution is computed: `og` output channels a group, `K` products for each output."""
+    if group == 1 and _is_whole(w) and K > 0:
+        return WAY_WHOLE
+    if og <= DIRECT_MAX_OUTPUTS:
+        return WAY_DIRECT
+    return WAY_POINTWISE if _is_pointwise(w) and K > 0 else WAY_PANELS
+
+
+def way(x, w, out, pads, strides, dilations, int64_t group) -> str:
+    """How a convolution of these shapes is computed: "whole", "pointwise", "direct" or "panels".
+
+    Parameters
+    ----------
+    x, w, out : sequence of int
+        Shapes of input, weights and result, as the kernel takes them: 3 to 5 sizes.
+    pads, strides, dilations : sequence of int
+        Per spatial axis; of pads, those before the axes and then those after them.
+    """
+    cdef Window window
+    cdef int a, d, rank = len(x) - 2
+    cdef int64_t K = 1
+    if not 1 <= rank <= 3 or group < 1:
+        raise ValueError("way: 3 to 5 sizes and a group")
+    for size in w[1:]:
+        K *= size
+    for a in range(3):
+        d = a - (3 - rank)
+        window.in_[a] = window.out[a] = window.kernel[a] = window.stride[a] = window.dilation[a] = 1
+        window.pad[a] = 0
+        if d >= 0:
+            window.in_[a], window.out[a], window.kernel[a] = x[d + 2], out[d + 2], w[d + 2]
+            window.stride[a], window.dilation[a], window.pad[a] = strides[d], dilations[d], pads[d]
+    return ("whole", "pointwise", "direct", "panels")[_way(&window, group, w[0] // group, K)]
+
+
 cdef void _run(ConvJob* job) noexcept nogil:
     cdef int64_t unit, n_units = job.n_batch * job.group
+    cdef Way chosen = _way(&job.w, job.group, job.og, job.K)
     job.failed = 0
-    if job.group == 1 and _is_whole(&job.w) and job.K > 0:
+    if chosen == WAY_WHOLE:
         job.failed = gemm_rm(job.is_double, False, True, job.n_batch, job.og, job.K, 1.0, job.x, job.K, job.weights,
                              job.K, 0.0, job.out, job.og)
         _finish_rows(job)
-    elif _is_pointwise(&job.w) and job.og > DIRECT_MAX_OUTPUTS and job.K > 0:
+    elif chosen == WAY_POINTWISE:
         if n_units >= thread_count() > 1 and <double>n_units * job.og * job.out_size * job.K >= PARALLEL_FLOPS:
             parallel_for(n_units, _pointwise_piece, job)
         else:

@@ -792,3 +792,17 @@ def test_command_line(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
     assert main(["explain", model, "--dim", "nothing=8"]) == 2
     assert main(["explain", model, "-o", str(tmp_path / "m.pdf")]) == 2
     assert main(["explain", str(tmp_path / "none.vmx")]) == 2
+
+
+def test_the_way_of_a_convolution_is_the_kernels_own() -> None:
+    """What the page says comes from the function that the kernel itself decides with."""
+    from vmcore.kernels.conv import way
+
+    ones, none = (1, 1), (0, 0, 0, 0)
+    assert way((1, 8, 5, 5), (16, 8, 5, 5), (1, 16, 1, 1), none, ones, ones, 1) == "whole"
+    assert way((1, 8, 5, 5), (16, 8, 1, 1), (1, 16, 5, 5), none, ones, ones, 1) == "pointwise"
+    assert way((1, 8, 5, 5), (8, 1, 3, 3), (1, 8, 3, 3), none, ones, ones, 8) == "direct"
+    assert way((1, 8, 5, 5), (16, 8, 3, 3), (1, 16, 3, 3), none, ones, ones, 1) == "panels"
+    assert way((1, 8, 5), (16, 8, 3), (1, 16, 3), (0, 0), (1,), (1,), 1) == "panels"
+    with pytest.raises(ValueError, match="3 to 5 sizes"):
+        way((1, 8), (16, 8), (1, 16), (), (), (), 1)

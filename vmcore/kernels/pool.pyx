@@ -160,7 +160,7 @@ cdef void _pool_piece(void* ctx, int64_t piece) noexcept nogil:
 
 
 cdef void _plan(PoolJob* job) noexcept nogil:
-    """How the pool is computed: by what its windows are alone, so that the bits are the same for any number of threads."""
+    """How: by what the windows are alone, so that the bits are the same for any number of threads."""
     job.loops = pool_loops_by_isa[gemm_isa()] + job.is_double
     job.r.fill = -INFINITY if job.r.kind == POOL_KIND_MAX else 0.0
     job.half = pool_pairs_half(&job.r, job.loops.lanes)

@@ -107,6 +107,11 @@ def _as_module(model: Any, shape_dict: Mapping[str, int | Sequence[int | None]] 
         if shape_dict:
             raise CompileError("shape_dict applies to ONNX models; an IRModule states its shapes itself")
         return model
+    if callable(model):
+        raise CompileError(
+            f"compile: expected a model, got the {type(model).__name__} {getattr(model, '__name__', '')!r}; "
+            "decorate it with @pyvm.function"
+        )
     from pyvm.frontend.onnx import from_onnx
 
     return from_onnx(model, shape_dict=shape_dict)

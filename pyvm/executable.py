@@ -456,6 +456,8 @@ def load_executable(
     ExecutableError
         FormatError or VersionError for anything that is not a well-formed file of a known version: also for a file that
         is truncated, or changes size while it is read.
+    ArgumentTypeError
+        If `source` is neither a path nor bytes.
     OSError
         If the file cannot be read.
     """
@@ -463,6 +465,10 @@ def load_executable(
 
     path = None
     if not isinstance(source, (bytes, bytearray, memoryview)):
+        if not isinstance(source, (str, os.PathLike)):
+            raise errors.ArgumentTypeError(
+                f"load_executable: expected a path or the bytes of an executable, got {type(source).__name__}"
+            )
         path = os.fspath(source)
         with open(path, "rb") as file:
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -480,8 +486,9 @@ def load_executable(
             return read_tvm(source if path is None else _read_file(path))  # type: ignore[arg-type]
         if head[:4] == b"\x7fELF":
             raise errors.FormatError("this is a shared library; libraries exported by TVM are not supported yet")
+        hint = "; pyvm.compile makes one of an ONNX model" if path is not None and str(path).endswith(".onnx") else ""
         raise errors.FormatError(
-            f"this is no executable: it starts with {head.hex() or 'nothing'}, not with a known magic"
+            f"this is no executable: it starts with {head.hex() or 'nothing'}, not with a known magic{hint}"
         )
     except errors.ExecutableError as error:
         if path is not None:

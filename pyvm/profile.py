@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyvm.executable import VM_FUNC, VMExecutable
-from vmcore.errors import ArgumentValueError
 from vmcore.machine import Machine
 from vmcore.objects import Tensor
 
@@ -61,13 +60,8 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds / 1e-9:.1f} ns"
 
 
-def time_calls(call: Callable[[], Any], number: int, repeat: int, min_repeat_ms: int) -> TimeResult:
-    """Times `call`: one warm-up, then `repeat` measurements of `number` calls each.
-
-    Raises ArgumentValueError if `number` or `repeat` is less than 1.
-    """
-    if number < 1 or repeat < 1:
-        raise ArgumentValueError(f"time_evaluator: number and repeat must be at least 1, got {number} and {repeat}")
+def time_calls(call: Callable[[], Any], number: int, repeat: int, min_repeat_ms: float) -> TimeResult:
+    """Times `call`: one warm-up, then `repeat` measurements of `number` calls each; both are at least 1."""
     call()
     results = []
     for _ in range(repeat):
@@ -277,6 +271,9 @@ class Profile:
 
     def __str__(self) -> str:
         return self.table()
+
+    def __repr__(self) -> str:
+        return f"Profile({self.name}: {len(self.records)} calls in {format_seconds(self.total_ns / 1e9)})"
 
 
 def _brief(value: Any) -> str:

@@ -6,7 +6,7 @@ import operator
 import os
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyvm.executable import PACKED_FUNC, VMExecutable, load_executable
@@ -23,6 +23,27 @@ else:
     from vmcore.status import errors  # the same, imported when there is an error
 
 __all__ = ["Library", "VirtualMachine", "deadline", "load_library"]
+
+
+def _devices(device: Device | Sequence[Device] | None) -> Sequence[Device]:
+    """The devices that the argument of VirtualMachine names."""
+    if device is None:
+        return [cpu()]
+    if not isinstance(device, Sequence) or isinstance(device, str):
+        return [device]  # type: ignore[list-item]
+    if not device:
+        raise errors.ArgumentValueError(
+            "VirtualMachine: expected a Device or a list of at least one, got an empty list"
+        )
+    return device
+
+
+def _integer(function: str, parameter: str, value: Any) -> int:
+    """`value` as an int; raises ArgumentTypeError."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise errors.ArgumentTypeError(f"{function}: {parameter} must be an int, got {value!r}") from None
 
 
 class VirtualMachine:
@@ -82,20 +103,29 @@ class VirtualMachine:
     ) -> None:
         path = None
         if not isinstance(executable, VMExecutable):
-            if not isinstance(executable, (bytes, bytearray, memoryview)):
+            if isinstance(executable, (str, os.PathLike)):
                 path = os.path.abspath(os.fsdecode(executable))
+            elif not isinstance(executable, (bytes, bytearray, memoryview)):
+                raise errors.ArgumentTypeError(
+                    "VirtualMachine: expected a VMExecutable, or the path or bytes of one, got "
+                    f"{type(executable).__name__}; pyvm.compile makes an executable of a model"
+                )
             executable = load_executable(executable)
-        for one in [device] if isinstance(device, (Device, str)) else device or [cpu()]:
+        for one in _devices(device):
             if not isinstance(one, Device):
-                raise TypeError(f"VirtualMachine: expected a Device such as pyvm.cpu(), got {one!r}")
+                raise errors.ArgumentTypeError(f"VirtualMachine: expected a Device such as pyvm.cpu(), got {one!r}")
             if one != cpu():
                 raise ValueError(f"VirtualMachine: device {one!r} is not available, programs run on cpu(0)")
         if memory_cfg not in (None, "pooled", "naive"):
             raise ValueError(f"VirtualMachine: memory_cfg must be None, 'pooled' or 'naive', got {memory_cfg!r}")
         if memory_limit is not None:
-            memory_limit = operator.index(memory_limit)
+            memory_limit = _integer("VirtualMachine", "memory_limit", memory_limit)
             if not 0 < memory_limit < 2**63:
                 raise ValueError(f"VirtualMachine: memory_limit must be a positive number of bytes, got {memory_limit}")
+        if not isinstance(libraries, Sequence) or not all(isinstance(one, Library) for one in libraries):
+            raise errors.ArgumentTypeError(
+                "VirtualMachine: libraries must be a sequence of what pyvm.load_library returns, got " + repr(libraries)
+            )
         self.executable = executable
         options = {"memory_cfg": memory_cfg, "memory_limit": memory_limit, "gil": gil, "libraries": tuple(libraries)}
         self._origin = _Origin(self, executable, path, options)
@@ -120,6 +150,25 @@ class VirtualMachine:
         saved = self._saved.get(name)
         return saved if saved is not None else self._machine.function(name)
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a function called `name`."""
+        return name in self.function_names()
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the functions, as `function_names` has them."""
+        return iter(self.function_names())
+
+    def __getattr__(self, name: str) -> Any:
+        """Raises AttributeError; for the name of a function it says how functions are called."""
+        text = f"'VirtualMachine' object has no attribute {name!r}"
+        if "executable" in self.__dict__ and name in self:
+            text += f"; the function of that name is vm[{name!r}]"
+        raise AttributeError(text, name=name, obj=self)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        """What IPython and Jupyter offer after `vm[`."""
+        return self.function_names()
+
     def function_names(self) -> list[str]:
         """Names of the functions that can be called, in the executable's order."""
         return [info.name for info in self.executable.functions if info.kind != PACKED_FUNC] + list(self._saved)
@@ -130,7 +179,9 @@ class VirtualMachine:
             raise errors.ArgumentTypeError(f"invoke_closure: expected a closure, got {type(closure).__name__}")
         return closure(*args)
 
-    def save_function(self, name: str, saved_name: str, *args: Any, include_return: bool = True, **kwargs: Any) -> None:
+    def save_function(
+        self, name: str, saved_name: str, /, *args: Any, include_return: bool = True, **kwargs: Any
+    ) -> None:
         """Binds arguments to a function under a new name, so that calls cost no more than the run itself.
 
         Parameters
@@ -157,7 +208,7 @@ class VirtualMachine:
 
     # ---- stateful interface
 
-    def set_input(self, name: str, *args: Any, **kwargs: Any) -> None:
+    def set_input(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Keeps the arguments of the next `invoke_stateful(name)`; arrays are borrowed until then."""
         self._inputs[name] = self._ordered(name, args, kwargs)
 
@@ -197,8 +248,8 @@ class VirtualMachine:
         instrument : callable or None
             `func` is the callee: a Python callable, a Function, or a function of this machine. `ret_value` is None
             before the call. The VM itself (%vm) shows as None among the arguments. VMInstrumentReturnKind.SKIP_RUN,
-            returned before a call, skips it; its result is None then. An exception ends the run. None removes the
-            instrument.
+            returned before a call, skips it: its result is None then, and the instrument is not called after it. An
+            exception ends the run. None removes the instrument.
 
         Notes
         -----
@@ -206,6 +257,10 @@ class VirtualMachine:
         """
         from pyvm.monitor import VMInstrumentReturnKind
 
+        if instrument is not None and not callable(instrument):
+            raise errors.ArgumentTypeError(
+                f"set_instrument: expected a callable or None, got {type(instrument).__name__} {instrument!r}"
+            )
         functions = self.executable.functions
         machine = weakref.ref(self._machine)  # the machine owns the hook
 
@@ -218,23 +273,57 @@ class VirtualMachine:
         self._machine.set_instrument(None if instrument is None else hook)
 
     def time_evaluator(
-        self, name: str, number: int = 10, repeat: int = 1, min_repeat_ms: int = 0
+        self, name: str, number: int = 10, repeat: int = 1, min_repeat_ms: float = 0
     ) -> Callable[..., TimeResult]:
         """A function that times `name` on its arguments: `repeat` measurements of the mean over `number` calls.
 
-        With `min_repeat_ms`, `number` grows until one measurement takes that long. Times are in seconds.
+        Parameters
+        ----------
+        name : str
+            A function, saved ones included. "invoke_stateful" times that method, whose argument is the name of a
+            function with kept inputs (`set_input`).
+        number, repeat : int
+            At least 1.
+        min_repeat_ms : float
+            `number` grows until one measurement takes that many milliseconds.
+
+        Returns
+        -------
+        callable
+            Takes the arguments of `name`, positional or by keyword; returns a TimeResult, in seconds per call.
+
+        Raises
+        ------
+        FunctionNotFoundError
+            If `name` is unknown.
+        ArgumentTypeError, ArgumentValueError
+            If one of the numbers is not as above.
         """
         from pyvm.profile import time_calls
 
-        function = self[name]
-        return lambda *args: time_calls(lambda: function(*args), number, repeat, min_repeat_ms)
+        number = _integer("time_evaluator", "number", number)
+        repeat = _integer("time_evaluator", "repeat", repeat)
+        if isinstance(min_repeat_ms, bool) or not isinstance(min_repeat_ms, (int, float)):
+            raise errors.ArgumentTypeError(f"time_evaluator: min_repeat_ms must be a number, got {min_repeat_ms!r}")
+        if number < 1 or repeat < 1 or not 0 <= min_repeat_ms < float("inf"):
+            raise errors.ArgumentValueError(
+                "time_evaluator: number and repeat must be at least 1 and min_repeat_ms not negative, got "
+                f"{number}, {repeat} and {min_repeat_ms}"
+            )
+        function = self.invoke_stateful if name == "invoke_stateful" and name not in self else self[name]
+        return lambda *args, **kwargs: time_calls(lambda: function(*args, **kwargs), number, repeat, min_repeat_ms)
 
-    def profile(self, name: str, *args: Any) -> Profile:
-        """Runs `name` once and reports what every Call instruction took. Other threads' calls are recorded too."""
+    def profile(self, name: str, /, *args: Any, **kwargs: Any) -> Profile:
+        """Runs `name` once and reports what every Call instruction took. Other threads' calls are recorded too.
+
+        Without arguments, it runs on those that `set_input` keeps for `name`, if there are any.
+        """
         from pyvm.profile import profile_calls
 
         function = self[name]
-        return profile_calls(self._machine, self.executable, name, lambda: function(*args))
+        if not args and not kwargs and name not in self._saved:
+            args = self._inputs.get(name, ())
+        return profile_calls(self._machine, self.executable, name, lambda: function(*args, **kwargs))
 
     # ---- memory
 

@@ -908,7 +908,7 @@ cdef int call_hooked(Context* cx, VmFunc* func, Insn* pc, Value* base, Value* re
                 vm_native_depth -= 1
                 cx.depth -= 1
             ended = now_ns()
-            if status == 0:
+            if status == 0 and skip == 0:  # nobody hears of the end of a call that was not made
                 hold_gil(cx)
                 allocated = allocator_report(<Allocator*>cx.program.allocator).total_bytes - allocated
                 status = (<AfterCall>hook_after)(

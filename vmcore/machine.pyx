@@ -662,14 +662,18 @@ class deadline:
 
     Raises
     ------
-    ValueError
-        If `seconds` is negative or not a number.
+    ArgumentTypeError
+        If `seconds` is not an int or float.
+    ArgumentValueError
+        If it is negative, or not a number.
     """
 
     def __init__(self, seconds):
+        if isinstance(seconds, str) or not hasattr(seconds, "__float__") and not hasattr(seconds, "__index__"):
+            raise errors.ArgumentTypeError(f"deadline: seconds must be a number, got {seconds!r}")
         seconds = float(seconds)
         if not seconds >= 0:
-            raise ValueError(f"deadline: expected seconds >= 0, got {seconds}")
+            raise errors.ArgumentValueError(f"deadline: expected seconds >= 0, got {seconds}")
         self._seconds = seconds
         self._outer = 0
 
@@ -682,6 +686,9 @@ class deadline:
 
     def __exit__(self, *exc_info):
         set_thread_deadline(self._outer)
+
+    def __repr__(self):
+        return f"deadline({self._seconds})"
 
 
 cdef int install() except -1:

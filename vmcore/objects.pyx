@@ -386,6 +386,8 @@ cdef class Tensor:
         if flags & PyBUF_WRITABLE and t.head.flags & OBJ_READONLY:
             raise BufferError("tensor: read-only")
         code = numpy_dtype(t.dl.dtype).char if flags & PyBUF_FORMAT else "B"
+        if t.dl.dtype.code == DL_COMPLEX:
+            code = "Z" + code.lower()  # PEP 3118: "Zf", where numpy's own code is "F"
         format_bytes = code.encode()
         strides = <Py_ssize_t*>check_pointer(memory_alloc((t.dl.ndim + 1) * sizeof(Py_ssize_t), MEMORY_EXPORT))
         for i in range(t.dl.ndim):
@@ -483,13 +485,15 @@ def tensor(source, device=None):
 
     Raises
     ------
-    TypeError
-        If the elements have no tensor element type (objects, strings, dates).
-    ValueError
-        If `device` is not `cpu(0)`.
+    ArgumentTypeError
+        If the elements have no tensor element type (objects, strings, dates), or lie on another device.
+    ArgumentValueError
+        If `source` has rows of different lengths, or `device` is not `cpu(0)`.
     """
+    if device is not None and not isinstance(device, _Device):
+        raise errors.ArgumentTypeError(f"tensor: expected a Device such as pyvm.cpu(), got {device!r}")
     if device is not None and (device.device_type, device.index) != (1, 0):
-        raise ValueError(f"tensor: {device!r} is not available, tensors live on cpu(0)")
+        raise errors.ArgumentValueError(f"tensor: {device!r} is not available, tensors live on cpu(0)")
     if type(source) is Tensor:
         return source
     return wrap_tensor(tensor_from_array(as_array(source)))
@@ -499,9 +503,23 @@ cdef object as_array(object source):
     """`source` as an ndarray, sharing its bytes where its protocol allows."""
     if isinstance(source, np.ndarray):
         return source
-    if hasattr(source, "__dlpack__") and not isinstance(source, np.generic):
+    if not hasattr(source, "__dlpack__") or isinstance(source, np.generic):
+        try:
+            return np.asarray(source)
+        except ValueError as error:  # rows of different lengths
+            raise errors.ArgumentValueError(f"tensor: this {type(source).__name__} is no array: {error}") from None
+    if hasattr(source, "__dlpack_device__"):
+        kind, index = source.__dlpack_device__()
+        if int(kind) != 1:
+            raise errors.ArgumentTypeError(
+                f"tensor: this {type(source).__name__} is on {_Device(int(kind), int(index))}, tensors live on cpu(0)"
+            )
+    try:
         return np.from_dlpack(source)
-    return np.asarray(source)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise errors.ArgumentTypeError(
+            f"tensor: this {type(source).__name__} cannot be taken over by DLPack: {error}"
+        ) from error
 
 
 # ---- functions -------------------------------------------------------------------------------------------------------
@@ -668,7 +686,10 @@ cdef class Function:
         return hash(<size_t>self.obj)
 
     def __repr__(self):
-        return f"<pyvm {'closure' if self.is_closure else 'function'}{' ' + self.name if self.name else ''}>"
+        if not self.is_closure:
+            return f"<pyvm function{' ' + self.name if self.name else ''}>"
+        closure = <ClosureObj*>self.obj
+        return f"<pyvm closure of f[{closure.func_index}], {closure.n_saved} captured>"
 
 
 cdef Function named_function(Object* obj, str name):

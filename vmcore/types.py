@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from operator import index
 from types import GenericAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from vmcore import errors
+else:
+    from vmcore.status import errors  # the same, imported when there is an error
 
 _CODES = {"int": 0, "uint": 1, "float": 2, "handle": 3, "bfloat": 4, "complex": 5, "bool": 6}
 _NAMES = {code: name for name, code in _CODES.items()}
@@ -19,8 +26,10 @@ class DataType:
 
     Raises
     ------
-    ValueError
+    ArgumentValueError
         If the name is not a data type.
+    ArgumentTypeError
+        If it is neither a name nor something that numpy takes for a dtype.
     """
 
     __slots__ = ("code", "bits", "lanes")
@@ -33,7 +42,12 @@ class DataType:
             self.code, self.bits, self.lanes = name.code, name.bits, name.lanes
             return
         if not isinstance(name, str):
-            name = np.dtype(name).name
+            try:
+                name = np.dtype(name).name
+            except TypeError:
+                raise errors.ArgumentTypeError(
+                    f"DataType: expected a name such as 'float32' or a numpy dtype, got {type(name).__name__} {name!r}"
+                ) from None
         if name == "bool":
             self.code, self.bits, self.lanes = 6, 8, 1
             return
@@ -46,10 +60,12 @@ class DataType:
             kind = scalar.rstrip(_DIGITS)
         bits = scalar[len(kind) :]
         if kind not in _CODES or kind == "bool" or not bits or not lanes:
-            raise ValueError(f"DataType: {name!r} is not a data type")
+            raise errors.ArgumentValueError(
+                f"DataType: {name!r} is not a data type; names are such as 'float32' or 'int8'"
+            )
         self.code, self.bits, self.lanes = _CODES[kind], int(bits), int(lanes)
         if not (0 < self.bits < 256 and 0 < self.lanes < 65536):
-            raise ValueError(f"DataType: {name!r} is out of range (bits 1-255, lanes 1-65535)")
+            raise errors.ArgumentValueError(f"DataType: {name!r} is out of range (bits 1-255, lanes 1-65535)")
 
     @classmethod
     def from_triple(cls, code: int, bits: int, lanes: int) -> DataType:
@@ -103,11 +119,24 @@ _DEVICE_TYPES = {1: "cpu", 2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: 
 
 
 class Device:
-    """A device: DLPack device type and index. Programs run on `cpu(0)`; others can be named, not used."""
+    """A device: DLPack device type and index. Programs run on `cpu(0)`; others can be named, not used.
+
+    Raises
+    ------
+    ArgumentTypeError, ArgumentValueError
+        If one of the two is no int, or negative.
+    """
 
     __slots__ = ("device_type", "index")
 
     def __init__(self, device_type: int, index: int = 0) -> None:
+        for parameter, value in (("device_type", device_type), ("index", index)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise errors.ArgumentTypeError(
+                    f"Device: {parameter} must be an int, got {type(value).__name__} {value!r}"
+                )
+            if not 0 <= value < 2**31:
+                raise errors.ArgumentValueError(f"Device: {parameter} must be from 0 to 2147483647, got {value}")
         self.device_type = device_type
         self.index = index
 
@@ -129,15 +158,26 @@ def cpu(index: int = 0) -> Device:
 
 
 class Shape(tuple[int, ...]):
-    """A shape as a first-class value of the virtual machine: a tuple of int64. A plain tuple is an Array instead."""
+    """A shape as a first-class value of the virtual machine: a tuple of int64. A plain tuple is an Array instead.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If `dims` is not a sequence of integers.
+    ArgumentValueError
+        If one of them does not fit in int64.
+    """
 
     __slots__ = ()
 
     def __new__(cls, dims: object = ()) -> Shape:
-        values = tuple(int(d) for d in dims)  # type: ignore[attr-defined]
+        try:
+            values = tuple(map(index, dims))  # type: ignore[call-overload]
+        except TypeError:
+            raise errors.ArgumentTypeError(f"Shape: expected a sequence of ints such as (2, 3), got {dims!r}") from None
         for value in values:
             if not -(2**63) <= value < 2**63:
-                raise ValueError(f"Shape: {value} does not fit in int64")
+                raise errors.ArgumentValueError(f"Shape: {value} does not fit in int64")
         return super().__new__(cls, values)
 
     def __class_getitem__(cls, item: object) -> GenericAlias:

@@ -107,6 +107,7 @@ cdef int b_check_prim_value_info(void* self, const Value* args, int32_t n_args, 
     cdef int32_t kind
     cdef bint fits
     cdef char name[32]
+    cdef char context[256]
     if n_args != 3:
         return wrong_arity("check_prim_value_info", "3", n_args)
     if value_type(&args[1]) != VT_DTYPE:
@@ -117,7 +118,14 @@ cdef int b_check_prim_value_info(void* self, const Value* args, int32_t n_args, 
         fits = kind == VT_FLOAT or kind == VT_INT or kind == VT_BOOL
     else:
         fits = kind == VT_INT or kind == VT_BOOL
-    return 0 if fits else wrong_info(dtype_text(dtype, name), &args[0], &args[2])
+    if fits:
+        return 0
+    if kind == VT_TENSOR and (<TensorObj*>value_ptr(&args[0])).dl.ndim == 0:
+        return fail_format(
+            fail, ERR_TYPE, "%sexpect a %s but get Tensor (a numpy scalar is one of 0 dimensions: pass x.item())",
+            text_of(&args[2], context), dtype_text(dtype, name),
+        )
+    return wrong_info(dtype_text(dtype, name), &args[0], &args[2])
 
 
 cdef int b_check_func_info(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:

@@ -44,6 +44,11 @@ def load_model(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple
     folder: Path | None = None
     what = "the given bytes"
     if not isinstance(model, (bytes, bytearray, memoryview)):
+        if not isinstance(model, (str, os.PathLike)):
+            raise FrontendError(
+                "expected an IRModule, a pyvm.function, or the path, bytes or ModelProto of an ONNX model, got "
+                f"{type(model).__name__}"
+            )
         path = Path(model)
         what, folder = str(path), path.parent
         try:

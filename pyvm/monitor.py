@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,12 @@ def add_trace(executable: VMExecutable, error: BaseException, frames: Sequence[t
         error.add_note(line)
 
 
+def scratch_bytes() -> int:
+    """Scratch memory that kernels and libraries hold; a module that was never loaded holds none."""
+    modules = (sys.modules.get(name) for name in ("vmcore.kernels.workspace", "vmcore.library"))
+    return sum(module.workspace_bytes() for module in modules if module is not None)
+
+
 class MemoryReport(dict[str, Any]):
     """What `VirtualMachine.memory_report` returns; `str` of it is a table for people."""
 
@@ -52,13 +59,16 @@ class MemoryReport(dict[str, Any]):
         limit = self["limit_bytes"]
         share = "" if limit is None else f"{self['peak_bytes'] / limit:.0%} of the limit"
         hits = f"{self['n_pool_hits']:,} of {self['n_allocations']:,} requests found one"
+        scratch = "of the whole process"
+        if self["scratch_bytes"] is not None:
+            scratch += f"; {self['scratch_bytes']:,} count here"
         rows: list[tuple[str, int | None, str]] = [
             ("in use", self["live_bytes"], f"of which idle calls keep {self['idle_bytes']:,}"),
             ("kept for reuse", self["pooled_bytes"], hits),
             ("highest in use", self["peak_bytes"], share),
             ("limit", limit, ""),
             ("asked for so far", self["total_bytes"], ""),
-            ("kernel scratch", self["workspace_bytes"], "of the whole process"),
+            ("kernel scratch", self["workspace_bytes"], scratch),
         ]
         lines = [f"{name:<17}{'none' if n is None else f'{n:,} bytes':>24}  {note}".rstrip() for name, n, note in rows]
         if self["classes"]:

@@ -58,10 +58,11 @@ class VirtualMachine:
     memory_cfg : {None, "pooled", "naive"}
         Allocator of storages: pooled keeps freed blocks for reuse (the default), naive gives them back at once.
     memory_limit : int, optional
-        Bytes that the allocator of storages may hold, in use and kept together, rounding to its block sizes included.
-        A request beyond it first gives kept memory back; if that is not enough, the instruction raises AllocationError,
-        which states bytes requested, in use and allowed, and the machine stays usable. Not counted: constants,
-        arguments, and scratch memory of kernels, which the whole process shares (`memory_report` shows it).
+        Bytes that storages may hold, in use and kept together, rounding to block sizes included, and that kernels and
+        libraries may take as scratch memory in calls of this machine. A request beyond it first gives kept memory back;
+        if that is not enough, the instruction raises AllocationError, which states bytes requested, in use and allowed,
+        and the machine stays usable. Threads keep scratch memory for the next call: it counts until they end, need it
+        for another machine, or `trim`. Not counted: constants and arguments.
     gil : {"auto", "release", "hold"}
         When a call releases the GIL: when the native work ahead is worth it, at once, or never.
     libraries : sequence of Library
@@ -351,21 +352,21 @@ class VirtualMachine:
             idle_bytes : of these, kept by finished calls for the next one (`trim` frees them)
             pooled_bytes : freed and kept for reuse (`trim` frees them)
             peak_bytes : the highest live_bytes so far
-            limit_bytes : the memory limit, or None; live_bytes + pooled_bytes never exceed it
+            limit_bytes : the memory limit, or None; live_bytes + pooled_bytes + scratch_bytes never exceed it
+            scratch_bytes : scratch memory that calls of this machine made threads take and keep; None without a limit
             total_bytes, n_allocations : asked for so far; storages that a call finds where the last one left them are
             not asked for again
             n_pool_hits : requests that were served with a pooled block
-            workspace_bytes : scratch memory of kernels, of all threads and machines of the process
+            workspace_bytes : scratch memory of kernels and libraries, of all threads and machines of the process
             classes : (bytes of a block, blocks in use, blocks pooled) for each size that there are blocks of
 
             All but n_* and classes are bytes, with what rounding up to a block size adds (at most a quarter), except
             total_bytes and idle_bytes, which are as asked for.
         """
-        from pyvm.monitor import MemoryReport
+        from pyvm.monitor import MemoryReport, scratch_bytes
 
         report = MemoryReport(self._machine.memory_report())
-        workspace = sys.modules.get("vmcore.kernels.workspace")
-        report["workspace_bytes"] = 0 if workspace is None else workspace.workspace_bytes()
+        report["workspace_bytes"] = scratch_bytes()
         return report
 
     def __repr__(self) -> str:

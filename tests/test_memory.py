@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import pyvm
+from pyvm import op
 from pyvm.asm import assemble
+from pyvm.ir import BlockBuilder, Expr, SymVar, TensorStructInfo, Var
 from pyvm.monitor import MemoryReport
 from pyvm.vm import VirtualMachine
 from tests import ROOT
@@ -225,3 +232,211 @@ def test_four_hundred_lengths(order: str, memory_cfg: str) -> None:
     assert given_back >= 0.95 or kept * (1 - given_back) < 1 << 20, done.stdout
     if memory_cfg == "naive":
         assert kept == 0
+
+
+# ---- scratch memory of kernels and libraries: taken by threads, counted for the machine that made them take it
+
+KERNELS: dict[str, tuple[Callable[..., Expr], str, list[tuple[int, ...]]]] = {
+    "kernel.conv": (lambda x, w: op.conv(x, w, pads=(1, 1, 1, 1)), "float32", [(1, 64, 64, 64), (64, 64, 3, 3)]),
+    "kernel.matmul": (op.matmul, "float32", [(256, 512), (512, 512)]),
+    "kernel.softmax": (lambda x: op.softmax(x, axis=0), "float16", [(512, 512)]),
+}
+
+
+def kernel_machine(name: str, **options: Any) -> tuple[Callable[[], Any], VirtualMachine]:
+    """A call of the kernel, and its machine."""
+    build, dtype, shapes = KERNELS[name]
+    params = [Var(f"x{i}", TensorStructInfo(shape, dtype)) for i, shape in enumerate(shapes)]
+    bb = BlockBuilder()
+    with bb.function("main", params):
+        bb.emit_func_output(bb.emit(build(*params)))
+    vm = VirtualMachine(pyvm.compile(bb.get()), **options)
+    args = [np.random.default_rng(i).standard_normal(shape).astype(dtype) for i, shape in enumerate(shapes)]
+    return lambda: vm["main"](*args).numpy(), vm
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = pyvm.get_num_threads()
+    pyvm.set_num_threads(request.param)
+    yield request.param
+    pyvm.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_scratch_memory_is_within_the_limit(name: str, threads: int) -> None:
+    free, vm = kernel_machine(name)
+    vm.trim()
+    expected = free()
+    assert vm.memory_report()["scratch_bytes"] is None
+    results = vm.memory_report()["peak_bytes"]
+    call, vm = kernel_machine(name, memory_limit=results + 4096)
+    with pytest.raises(pyvm.errors.AllocationError, match=f"^{name.removeprefix('kernel.')}.*no memory") as caught:
+        call()
+    assert any(f"call @{name}" in note for note in caught.value.__notes__)
+    assert 0 <= vm.memory_report()["scratch_bytes"] <= 4096
+    call, vm = kernel_machine(name, memory_limit=1 << 26)
+    np.testing.assert_array_equal(call(), expected)
+    report = vm.memory_report()
+    assert 4096 < report["scratch_bytes"] <= report["workspace_bytes"]
+    assert report["live_bytes"] + report["pooled_bytes"] + report["scratch_bytes"] <= 1 << 26
+    assert f"{report['scratch_bytes']:,} count here" in str(report)
+    vm.trim()
+    if threads == 1:  # workers give theirs back when they next need some
+        assert vm.memory_report()["scratch_bytes"] == 0
+
+
+def test_what_a_thread_keeps_is_charged_to_who_uses_it() -> None:
+    free, other = kernel_machine("kernel.softmax")
+    other.trim()
+    free()
+    kept = other.memory_report()["workspace_bytes"]
+    call, vm = kernel_machine("kernel.softmax", memory_limit=1 << 26)
+    call()  # finds what the first machine left, and is charged with it
+    report = vm.memory_report()
+    scratch = report["scratch_bytes"]
+    assert scratch > 1 << 20 and report["workspace_bytes"] == kept
+    call, second = kernel_machine("kernel.softmax", memory_limit=1 << 26)
+    call()
+    assert (vm.memory_report()["scratch_bytes"], second.memory_report()["scratch_bytes"]) == (0, scratch)
+    free()  # uses what is there, and pays for nothing
+    assert second.memory_report()["scratch_bytes"] == scratch
+    del call, vm, second  # the ledger lives as long as something is charged to it
+    free()
+    other.trim()
+    assert other.memory_report()["workspace_bytes"] == kept - scratch
+
+
+def test_a_block_that_is_too_large_for_the_limit_is_made_smaller() -> None:
+    x = Var("x", TensorStructInfo((1024, 1024), "float16"))
+    bb = BlockBuilder()
+    with bb.function("main", [x]):
+        bb.emit_func_output(bb.emit(op.softmax(x, axis=0)))
+    VirtualMachine(pyvm.compile(bb.get()))["main"](np.ones((1024, 1024), np.float16))
+    call, vm = kernel_machine("kernel.softmax", memory_limit=2 << 20)
+    call()
+    assert 1 << 20 < vm.memory_report()["scratch_bytes"] < 2 << 20
+
+
+def test_scratch_memory_gives_way_to_storages() -> None:
+    """Before a storage is refused, the thread's scratch memory is given back."""
+    build, dtype, shapes = KERNELS["kernel.softmax"]
+    x, y = Var("x", TensorStructInfo(shapes[0], dtype)), Var("y", TensorStructInfo((SymVar("n"),), "float32"))
+    bb = BlockBuilder()
+    with bb.function("main", [x]):
+        bb.emit_func_output(bb.emit(build(x)))
+    with bb.function("large", [y]):
+        bb.emit_func_output(bb.emit(op.negative(y)))
+    vm = VirtualMachine(pyvm.compile(bb.get()), memory_limit=1 << 22)
+    vm["main"](np.ones(shapes[0], dtype))
+    assert vm.memory_report()["scratch_bytes"] > 1 << 20
+    assert vm["large"](np.ones(1 << 20, np.float32)).nbytes == 1 << 22
+    assert vm.memory_report()["scratch_bytes"] == 0
+    with pytest.raises(pyvm.errors.AllocationError, match="limit is 4194304 bytes"):
+        vm["large"](np.ones((1 << 20) + 1, np.float32))
+
+
+def test_machines_called_from_callbacks_pay_for_their_own() -> None:
+    inner, inner_vm = kernel_machine("kernel.softmax", memory_limit=1 << 26)
+    inner_vm.trim()
+    pyvm.register_func("test.inner", lambda x: (inner(), x)[1], override=True)
+    outer = VirtualMachine(
+        assemble("func @main(%0) regs=2\n call @test.inner (%0) -> %1\n ret %1"), memory_limit=1 << 16
+    )
+    assert outer["main"](1) == 1
+    assert outer.memory_report()["scratch_bytes"] == 0
+    assert inner_vm.memory_report()["scratch_bytes"] > 1 << 20
+    pyvm.remove_global_func("test.inner")
+
+
+# ---- what the system refuses
+
+CHILD = """
+import resource
+import pyvm
+from pyvm.asm import assemble
+from pyvm.vm import VirtualMachine
+from vmcore.types import Shape
+
+vm = VirtualMachine(assemble('''
+func @dynamic(%0 shape) regs=3
+  call @vm.builtin.alloc_storage (%vm, %0, 0, dtype(uint8)) -> %1
+  call @vm.builtin.alloc_tensor (%1, 0, %0, dtype(uint8)) -> %2
+  call @kernel.fill (1, %2)
+  ret %2
+'''))
+vm["dynamic"](Shape((1000,)))
+LIMIT
+for nbytes in (1 << 29, 1 << 31):
+    try:
+        vm["dynamic"](Shape((nbytes,)))
+    except pyvm.errors.AllocationError as error:
+        assert isinstance(error, MemoryError)
+        assert any("call @vm.builtin.alloc_storage" in note for note in error.__notes__), error.__notes__
+        print(error)
+for nbytes in (1000, 1 << 20, 1 << 25):
+    y = vm["dynamic"](Shape((nbytes,)))
+    assert y.nbytes == nbytes and y.numpy().min() == 1
+report = vm.memory_report()
+assert report["live_bytes"] >= 1 << 25 and report["peak_bytes"] < 1 << 27, report
+print("usable")
+"""
+RLIMIT = """
+mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.KIND, (mapped + (128 << 20),) * 2)
+"""
+
+
+@pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_what_the_system_refuses_is_a_typed_error(
+    kind: str, run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """With the limits that `ulimit -v` and `ulimit -d` set, mmap and malloc fail for real."""
+    if "san.so" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("a sanitizer's shadow takes terabytes of address space")
+    done = run_python("-c", CHILD.replace("LIMIT", RLIMIT.replace("KIND", kind)), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    *refused, last = done.stdout.splitlines()
+    assert last == "usable"
+    assert [line[:44] for line in refused] == [
+        "alloc_storage: no memory for 536870912 bytes",
+        "alloc_storage: no memory for 2147483648 bytes"[:44],
+    ]
+    assert all("the system refused" in line or "this process may use" in line for line in refused)
+
+
+def _memory_group(name: str, nbytes: int) -> Path | None:
+    """A new control group with that memory limit, where this process may make one."""
+    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    folder = Path("/sys/fs/cgroup", *([] if unified else ["memory"]), name)
+    try:
+        folder.mkdir()
+        (folder / ("memory.max" if unified else "memory.limit_in_bytes")).write_text(str(nbytes))
+    except OSError:
+        if folder.exists():
+            folder.rmdir()
+        return None
+    return folder
+
+
+def test_a_control_group_is_obeyed_before_it_kills(
+    run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """Beyond a group's limit nothing is refused: who writes the pages is killed. We refuse first."""
+    group = _memory_group(f"pyvm-test-{os.getpid()}", 400 << 20)
+    if group is None:
+        pytest.skip("no control group with a memory limit can be made here")
+    enter = f"import os\nopen({str(group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n"
+    try:
+        done = run_python("-c", enter + CHILD.replace("LIMIT", ""), cwd=tmp_path)
+    finally:
+        for _ in range(50):  # until the system has noticed that the process is gone
+            try:
+                group.rmdir()
+                break
+            except OSError:
+                time.sleep(0.1)
+    assert done.returncode == 0, done.stderr
+    *refused, last = done.stdout.splitlines()
+    assert last == "usable" and len(refused) == 2
+    assert all(line.endswith(f"this process may use {400 << 20} bytes") for line in refused), refused

@@ -14,6 +14,7 @@
 
 #include "vmcore/foreign.h"
 #include "vmcore/program.h"
+#include "vmcore/work_account.h"
 
 /* What this header needs from Cython; set when the module is imported. */
 static struct {
@@ -24,6 +25,7 @@ static struct {
   int (*last_error)(char *text, size_t size);                 /* kind and text of this thread's error */
   void (*parallel_for)(int64_t n_tasks, void (*fn)(void *, int64_t), void *ctx);
   int (*thread_count)(void);
+  WorkAccount *(*account)(void); /* what workspaces are charged to */
 } host;
 
 /* ---- errors ---- */
@@ -158,22 +160,45 @@ static int host_init_once(void **slot, int (*init)(void **)) {
 
 /* ---- workspace and threads ---- */
 
+#define WORKSPACE_HEADER MEMORY_ALIGNMENT
+
+typedef struct WorkspaceHeader { /* before the bytes that the library gets */
+  WorkAccount *account;          /* whom they are charged to, or NULL */
+  int64_t nbytes;
+} WorkspaceHeader;
+static int64_t workspace_total; /* bytes that all libraries hold */
+
 static void *host_alloc_workspace(int device_type, int device_id, uint64_t nbytes, int code, int bits) {
-  void *memory = device_type == 1 ? memory_aligned(nbytes ? nbytes : 1, MEMORY_LIBRARY) : NULL;
+  WorkAccount *account = host.account();
+  int64_t size = nbytes < (uint64_t)1 << 62 ? (int64_t)nbytes + WORKSPACE_HEADER : -1;
+  char *block = NULL;
   (void)device_id, (void)code, (void)bits;
-  if (memory == NULL) {
-    fail_format(host.fail, ERR_ALLOC, "workspace: no %llu bytes on device type %d", (unsigned long long)nbytes,
-                device_type);
+  if (device_type == 1 && size > 0 && (account == NULL || account->charge(account, size))) {
+    block = (char *)memory_aligned((size_t)size, MEMORY_LIBRARY);
+    if (block == NULL && account != NULL) account->charge(account, -size);
+  }
+  if (block == NULL) {
+    fail_format(host.fail, ERR_ALLOC, "workspace: no %llu bytes on device type %d%s", (unsigned long long)nbytes,
+                device_type, account ? " within the virtual machine's memory limit" : "");
     return NULL;
   }
-  return memory;
+  *(WorkspaceHeader *)block = (WorkspaceHeader){account, size};
+  __atomic_add_fetch(&workspace_total, size, __ATOMIC_RELAXED);
+  return block + WORKSPACE_HEADER;
 }
 
 static int host_free_workspace(int device_type, int device_id, void *memory) {
   (void)device_type, (void)device_id;
-  memory_free(memory);
+  if (memory == NULL) return 0;
+  char *block = (char *)memory - WORKSPACE_HEADER;
+  WorkspaceHeader header = *(WorkspaceHeader *)block;
+  memory_free(block);
+  __atomic_sub_fetch(&workspace_total, header.nbytes, __ATOMIC_RELAXED);
+  if (header.account != NULL) header.account->charge(header.account, -header.nbytes);
   return 0;
 }
+
+static int64_t library_workspace_held(void) { return __atomic_load_n(&workspace_total, __ATOMIC_RELAXED); }
 
 typedef struct ParallelEnv {
   void *sync_handle;

@@ -14,7 +14,7 @@ from vmcore.memory cimport memory_free, memory_keep
 from vmcore.objects cimport Function, forbid_new, function_from_native, named_function
 from vmcore.registry cimport registry_get
 from vmcore.status cimport fail, last_error_kind, last_error_text
-from vmcore.threads cimport TaskFn, parallel_for, thread_count
+from vmcore.threads cimport TaskFn, WorkAccount, parallel_for, thread_count, work_account
 from vmcore.value cimport ERR_DEADLINE, ERR_PYTHON, FunctionObj, PackedFn, Value, object_release, object_retain
 
 from vmcore.status import errors
@@ -28,7 +28,9 @@ cdef extern from "vmcore/library.h" nogil:
         int (*last_error)(char* text, size_t size) noexcept nogil
         void (*parallel_for)(int64_t n_tasks, TaskFn fn, void* ctx) noexcept nogil
         int (*thread_count)() noexcept nogil
+        WorkAccount* (*account)() noexcept nogil
     HostHooks host
+    int64_t library_workspace_held()
     ctypedef struct LibraryFunction:
         pass
     void* library_open(const char* path)
@@ -102,6 +104,12 @@ host.lookup = lookup
 host.last_error = copy_last_error
 host.parallel_for = parallel_for
 host.thread_count = thread_count
+host.account = work_account
+
+
+def workspace_bytes() -> int:
+    """Bytes that libraries hold as workspace now."""
+    return library_workspace_held()
 
 
 # ---- libraries -------------------------------------------------------------------------------------------------------

@@ -25,7 +25,10 @@ from vmcore.program cimport (
     tensor_cache_take, value_drop, value_kill, value_put, value_replace, value_reset,
 )
 from vmcore.status cimport fail, last_error_kind
-from vmcore.storage cimport Allocator, allocator_report, storage_alloc, storage_refused
+from vmcore.storage cimport (
+    Allocator, allocator_account, allocator_report, any_limit, storage_alloc, storage_refused,
+)
+from vmcore.threads cimport WorkAccount, set_work_account, trim_scratch
 from vmcore.value cimport (
     ERR_ALLOC, ERR_DEADLINE, ERR_INDEX, ERR_INTERNAL, ERR_PYTHON, ERR_RECURSION, ERR_TYPE, VT_ARRAY, VT_BOOL,
     VT_CLOSURE, VT_FUNCTION, VT_INT, VT_NONE, VT_OPAQUE_PTR, VT_STORAGE, VT_TENSOR, Object, PackedFn, StorageObj,
@@ -159,6 +162,8 @@ cdef int invoke(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept no
     cdef int status
     cdef int32_t i
     cdef Program* program = cx.program
+    cdef bint is_limited = any_limit  # there is someone to charge, or not to
+    cdef WorkAccount* before = NULL
     cx.frame = cx.frames
     if vm_native_depth >= MAX_NATIVE_DEPTH:
         for i in range(func.n_params):
@@ -175,10 +180,14 @@ cdef int invoke(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept no
         drop_gil(cx)
     if vm_deadline_ns != 0:
         cx.budget_ns = 0
+    if is_limited:
+        before = set_work_account(allocator_account(<Allocator*>program.allocator))
     if func.kind == FUNC_NATIVE:
         status = call_native(cx, func, cx.stack, out)
     else:
         status = run_loop(cx, func, cx.stack, out)
+    if is_limited:
+        set_work_account(before)
     hold_gil(cx)
     vm_native_depth -= 1
     return status
@@ -271,7 +280,8 @@ cdef int tuple_get(const Value* source, int32_t index, Value* ret) noexcept nogi
 cdef StorageObj* new_storage(Context* cx, const char* name, int64_t nbytes) noexcept nogil:
     """A storage from the machine's allocator; NULL after an error was stored.
 
-    Before a request is refused, what this context and idle ones keep for their allocation sites is given back.
+    Before a request is refused, what this context and idle ones keep for their allocation sites is given back, and this
+    thread's scratch memory.
     """
     cdef Allocator* allocator = <Allocator*>cx.program.allocator
     cdef StorageObj* storage = storage_alloc(allocator, nbytes)
@@ -280,6 +290,8 @@ cdef StorageObj* new_storage(Context* cx, const char* name, int64_t nbytes) noex
         if cx.program.reclaim != NULL:
             hold_gil(cx)
             cx.program.reclaim(cx.program)
+        if any_limit:
+            trim_scratch()
         storage = storage_alloc(allocator, nbytes)
         if storage == NULL:
             storage_refused(allocator, name, nbytes)

@@ -528,7 +528,7 @@ cdef class Machine:
     libraries : sequence of Library
         Where functions are looked up before the registry, and the home of compiled functions.
     memory_limit : int or None
-        Bytes that the allocator of storages may take from the system.
+        Bytes that storages and scratch memory of kernels may take from the system.
     """
     cdef Program* program  # of the owner
     cdef ProgramOwner owner
@@ -565,8 +565,8 @@ cdef class Machine:
         self.program.closure_call = closure_call
         self.program.release = release_contexts
         self.program.reclaim = free_idle_contexts
-        if memory_limit is not None:
-            allocator_set_limit(self.program.allocator, memory_limit)
+        if memory_limit is not None and allocator_set_limit(self.program.allocator, memory_limit) != 0:
+            raise MemoryError("VirtualMachine: no memory for its books")
         self.executable = executable
         self.describe = describe
         self.gil_mode = _GIL_MODES[gil]
@@ -646,6 +646,7 @@ cdef class Machine:
             "pooled_bytes": books.pooled_bytes,
             "peak_bytes": books.peak_bytes,
             "limit_bytes": None if books.limit_bytes == INT64_MAX else books.limit_bytes,
+            "scratch_bytes": None if books.limit_bytes == INT64_MAX else books.scratch_bytes,
             "total_bytes": books.total_bytes,
             "n_allocations": books.n_allocations,
             "n_pool_hits": books.n_pool_hits,

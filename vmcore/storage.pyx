@@ -6,15 +6,21 @@ sum of live and kept bytes to 1.5 times the peak of the bytes asked for: before 
 would exceed that are given back. Large blocks are mapped one by one, so that what is given back leaves no holes in the
 heap.
 
+Scratch memory of kernels and libraries belongs to threads, not to allocators. Where an allocator has a limit, a ledger
+counts what its machine's calls took of it, and the limit holds for the sum.
+
 OWNERSHIP: the creator of an allocator holds one reference, and so does every storage: tensors may outlive the virtual
-machine that made them.
+machine that made them. A ledger is held by its allocator and by each block that is charged to it, which may outlive
+both.
 """
 from libc.stdint cimport INT64_MAX, int64_t
 
 from vmcore.memory cimport (
-    MEMORY_ALLOCATOR, MEMORY_POOLED, MEMORY_STORAGE, memory_calloc, memory_free, memory_poison, memory_set_kind,
+    MEMORY_ALLOCATOR, MEMORY_POOLED, MEMORY_STORAGE, MEMORY_WORKSPACE, memory_calloc, memory_free, memory_poison,
+    memory_set_kind,
 )
 from vmcore.status cimport fail
+from vmcore.threads cimport WorkAccount
 from vmcore.value cimport ERR_ALLOC, OBJ_DELETE_WEAK, OBJ_OWN, VT_STORAGE, StorageObj, fail_format, object_init
 
 cdef extern from "<pthread.h>" nogil:
@@ -116,6 +122,12 @@ cdef extern from *:
     pthread_mutex_t pools_lock  # guards the list of pools; taken before the lock of any pool
     int64_t physical_bytes() nogil
 
+cdef struct Ledger:  # of scratch memory
+    WorkAccount head
+    int64_t references
+    int64_t scratch_bytes  # grows under the pool's lock, shrinks without
+    Pool* pool             # alive while a machine runs, which is when scratch memory is asked for
+
 cdef struct Pool:  # what an Allocator is
     Pool* previous  # list of all pools
     Pool* next
@@ -123,6 +135,7 @@ cdef struct Pool:  # what an Allocator is
     int64_t references
     bint pooled
     AllocatorReport books
+    Ledger* ledger                # NULL without a limit
     int64_t asked_bytes, peak_asked_bytes  # as books' live and peak bytes, without what rounding up to a class adds
     StorageObj* free_blocks[STORAGE_CLASSES]  # chained through `owner`
     int64_t n_blocks[STORAGE_CLASSES]         # in use and kept
@@ -190,14 +203,57 @@ cdef void allocator_release(Allocator* allocator) noexcept nogil:
             self.next.previous = self.previous
         pthread_mutex_unlock(&pools_lock)
         pthread_mutex_destroy(&self.lock)
+        if self.ledger != NULL:
+            ledger_release(self.ledger)
         memory_free(self)
 
 
-cdef void allocator_set_limit(Allocator* allocator, int64_t nbytes) noexcept nogil:
+cdef int allocator_set_limit(Allocator* allocator, int64_t nbytes) noexcept nogil:
+    global any_limit
     cdef Pool* self = <Pool*>allocator
-    pthread_mutex_lock(&self.lock)
+    cdef Ledger* ledger = <Ledger*>memory_calloc(1, sizeof(Ledger), MEMORY_WORKSPACE)
+    if ledger == NULL:
+        return -1
+    ledger.head.charge = charge
+    ledger.references = 1
+    ledger.pool = self
+    self.ledger = ledger
     self.books.limit_bytes = nbytes
-    pthread_mutex_unlock(&self.lock)
+    any_limit = True
+    return 0
+
+
+cdef WorkAccount* allocator_account(Allocator* allocator) noexcept nogil:
+    return <WorkAccount*>(<Pool*>allocator).ledger
+
+
+cdef void ledger_release(Ledger* self) noexcept nogil:
+    if counter_add(&self.references, -1) == 0:
+        memory_free(self)
+
+
+cdef bint charge(WorkAccount* account, int64_t nbytes) noexcept nogil:
+    """As WorkAccount says; kept blocks make room."""
+    cdef Ledger* self = <Ledger*>account
+    cdef Pool* pool
+    cdef StorageObj* chain
+    cdef int64_t room
+    if nbytes < 0:
+        counter_add(&self.scratch_bytes, nbytes)
+        ledger_release(self)
+        return True
+    pool = self.pool
+    pthread_mutex_lock(&pool.lock)
+    room = most_bytes(pool) - pool.books.live_bytes - nbytes
+    if room < 0:
+        pthread_mutex_unlock(&pool.lock)
+        return False
+    chain = take_out(pool, pool.books.pooled_bytes - room)
+    counter_add(&self.scratch_bytes, nbytes)
+    counter_add(&self.references, 1)
+    pthread_mutex_unlock(&pool.lock)
+    free_chain(chain)
+    return True
 
 
 cdef void note_use(Pool* self, int64_t nbytes) noexcept nogil:
@@ -223,18 +279,23 @@ cdef StorageObj* evict(Pool* self, int64_t nbytes, int64_t capacity) noexcept no
     cdef int64_t peak = self.asked_bytes + nbytes
     cdef int64_t wanted
     cdef int64_t excess
-    cdef int64_t size
-    cdef int i = STORAGE_CLASSES - 1
-    cdef StorageObj* chain = NULL
-    cdef StorageObj* block
     if self.books.pooled_bytes == 0:
         return NULL
     if peak < self.peak_asked_bytes:
         peak = self.peak_asked_bytes
     wanted = self.books.live_bytes + capacity + self.books.pooled_bytes
     excess = wanted - (peak + peak // 2)
-    if wanted - self.books.limit_bytes > excess:
-        excess = wanted - self.books.limit_bytes
+    if wanted - limit_left(self) > excess:
+        excess = wanted - limit_left(self)
+    return take_out(self, excess)
+
+
+cdef StorageObj* take_out(Pool* self, int64_t excess) noexcept nogil:
+    """Takes kept blocks of `excess` bytes out, the largest first; a chain to free."""
+    cdef int64_t size
+    cdef int i = STORAGE_CLASSES - 1
+    cdef StorageObj* chain = NULL
+    cdef StorageObj* block
     while excess > 0 and i >= 0:
         if self.free_blocks[i] == NULL:
             i -= 1
@@ -278,8 +339,8 @@ cdef StorageObj* grow(Pool* self, int64_t nbytes, int size_class, int64_t capaci
 cdef StorageObj* storage_alloc(Allocator* allocator, int64_t nbytes) noexcept nogil:
     """A storage of `nbytes` >= 0 bytes, content undefined; NULL when memory is exhausted or the limit is reached.
 
-    INVARIANT: live and kept bytes together never exceed the limit, so that a kept block can be used again without
-    looking at it.
+    INVARIANT: live, kept and scratch bytes together never exceed the limit, so that a kept block can be used again
+    without looking at it.
     """
     cdef Pool* self = <Pool*>allocator
     cdef int64_t capacity
@@ -325,8 +386,14 @@ cdef StorageObj* storage_alloc(Allocator* allocator, int64_t nbytes) noexcept no
     return block
 
 
+cdef int64_t limit_left(Pool* self) noexcept nogil:
+    """What the limit leaves for storages."""
+    return self.books.limit_bytes - (counter_add(&self.ledger.scratch_bytes, 0) if self.ledger != NULL else 0)
+
+
 cdef int64_t most_bytes(Pool* self) noexcept nogil:
-    return self.books.limit_bytes if self.books.limit_bytes < _physical_bytes else _physical_bytes
+    cdef int64_t left = limit_left(self)
+    return left if left < _physical_bytes else _physical_bytes
 
 
 cdef int storage_refused(Allocator* allocator, const char* name, int64_t nbytes) noexcept nogil:
@@ -334,6 +401,13 @@ cdef int storage_refused(Allocator* allocator, const char* name, int64_t nbytes)
     cdef int64_t capacity = nbytes
     if 0 <= nbytes <= LARGEST_STORAGE:
         storage_class(nbytes if nbytes > 0 else 1, &capacity)
+    if books.scratch_bytes and capacity > books.limit_bytes - books.scratch_bytes - books.live_bytes:
+        return fail_format(
+            fail, ERR_ALLOC, "%s: no memory for %lld bytes (a block of %lld): %lld bytes are in use, and %lld as "
+            "scratch memory of kernels; the virtual machine's memory limit is %lld bytes", name, <long long>nbytes,
+            <long long>capacity, <long long>books.live_bytes, <long long>books.scratch_bytes,
+            <long long>books.limit_bytes,
+        )
     if capacity > books.limit_bytes - books.live_bytes:
         return fail_format(
             fail, ERR_ALLOC, "%s: no memory for %lld bytes (a block of %lld): %lld bytes are in use, and the virtual "
@@ -411,6 +485,8 @@ cdef AllocatorReport allocator_report(Allocator* allocator) noexcept nogil:
     cdef AllocatorReport report
     pthread_mutex_lock(&self.lock)
     report = self.books
+    if self.ledger != NULL:
+        report.scratch_bytes = counter_add(&self.ledger.scratch_bytes, 0)
     pthread_mutex_unlock(&self.lock)
     return report
 

@@ -11,6 +11,8 @@ cdef extern from "vmcore/threads_pool.h" nogil:
     void pool_set_count(int n)
     void pool_parallel_for(int64_t n_tasks, TaskFn fn, void* ctx, bint brief)
     void pool_init()
+    WorkAccount* work_account_now
+    void (*scratch_trimmer)() noexcept nogil
 
 cdef list _listeners = []  # callables told about a new count; vmcore.blas adds itself when it binds
 
@@ -25,6 +27,27 @@ cdef void parallel_for(int64_t n_tasks, TaskFn fn, void* ctx) noexcept nogil:
 
 cdef void parallel_for_brief(int64_t n_tasks, TaskFn fn, void* ctx) noexcept nogil:
     pool_parallel_for(n_tasks, fn, ctx, True)
+
+
+cdef WorkAccount* work_account() noexcept nogil:
+    return work_account_now
+
+
+cdef WorkAccount* set_work_account(WorkAccount* account) noexcept nogil:
+    global work_account_now
+    cdef WorkAccount* before = work_account_now
+    work_account_now = account
+    return before
+
+
+cdef void trim_scratch() noexcept nogil:
+    if scratch_trimmer != NULL:
+        scratch_trimmer()
+
+
+cdef void set_scratch_trimmer(void (*trimmer)() noexcept nogil) noexcept nogil:
+    global scratch_trimmer
+    scratch_trimmer = trimmer
 
 
 def _read(path: str) -> str:

@@ -21,7 +21,12 @@
 #include <stdint.h>
 #include <time.h>
 
+#include "vmcore/work_account.h"
+
 typedef void (*TaskFn)(void *ctx, int64_t task);
+
+static __thread WorkAccount *work_account_now; /* of the machine that runs on this thread */
+static void (*scratch_trimmer)(void);
 
 #define POOL_MAX_THREADS 256
 #define POOL_STACK_BYTES (1 << 20)
@@ -42,7 +47,7 @@ static void pool_set_count(int n) { __atomic_store_n(&pool_count, n, __ATOMIC_RE
 
 /* The state of the open job in one word, so that a worker joins with one compare-and-swap: workers that may still join,
  * workers inside, and whether the caller sleeps until they are out.
- * INVARIANT: fn, ctx, n_tasks change only while nobody may join and nobody is inside. */
+ * INVARIANT: fn, ctx, account, n_tasks change only while nobody may join and nobody is inside. */
 #define POOL_JOINABLE 0x10000u
 #define POOL_ACTIVE_MASK 0x7fffu
 #define POOL_CALLER_SLEEPS 0x8000u
@@ -58,6 +63,7 @@ static struct {
   int64_t next __attribute__((aligned(64))); /* next task to hand out */
   TaskFn fn __attribute__((aligned(64)));
   void *ctx;
+  WorkAccount *account; /* the caller's, for the workers too */
   int64_t n_tasks;
   int64_t last_brief; /* when the last brief job found workers asleep */
   int sleepers; /* written under the lock, read without it */
@@ -106,7 +112,9 @@ static int pool_join(void) {
   while (state >= POOL_JOINABLE)
     if (__atomic_compare_exchange_n(&pool.state, &state, state - POOL_JOINABLE + 1, 0, __ATOMIC_ACQUIRE,
                                     __ATOMIC_RELAXED)) {
+      work_account_now = pool.account;
       pool_run_tasks(pool.fn, pool.ctx, pool.n_tasks);
+      work_account_now = NULL;
       if (__atomic_sub_fetch(&pool.state, 1, __ATOMIC_RELEASE) == POOL_CALLER_SLEEPS) {
         pthread_mutex_lock(&pool.lock);
         pthread_cond_signal(&pool.done);
@@ -261,6 +269,7 @@ static void pool_parallel_for(int64_t n_tasks, TaskFn fn, void *ctx, int brief) 
   }
   pool.fn = fn;
   pool.ctx = ctx;
+  pool.account = work_account_now;
   pool.n_tasks = n_tasks;
   __atomic_store_n(&pool.next, 0, __ATOMIC_RELAXED);
   __atomic_store_n(&pool.state, (uint32_t)helpers * POOL_JOINABLE, __ATOMIC_SEQ_CST);

@@ -100,9 +100,12 @@ def tokenize(text: str) -> list[Token]:
 
 def _unescaped(literal: str, at: Token) -> str:
     try:
-        return str(json.loads(literal))
+        text = str(json.loads(literal))
+        text.encode("utf-8")  # no lone surrogates
     except ValueError as error:
-        raise error_at(at, f"malformed escape in {literal}: {error}") from error
+        shown = literal.encode("utf-8", "backslashreplace").decode()
+        raise error_at(at, f"malformed escape in {shown}: {error}") from error
+    return text
 
 
 def split_data(text: str) -> tuple[str, dict[int, bytes]]:

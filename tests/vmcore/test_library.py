@@ -17,7 +17,7 @@ import pyvm
 from pyvm import errors
 from pyvm.asm import assemble
 from pyvm.vm import VirtualMachine
-from vmcore.library import Library, load_library
+from vmcore.library import Library, load_library, workspace_bytes
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
@@ -185,6 +185,18 @@ def test_parallel_launch(library: Library) -> None:
                 library["lib_sum_to"](13)
         finally:
             pyvm.set_num_threads(before)
+
+
+def test_workspaces_of_libraries_are_counted_and_limited(library: Library) -> None:
+    text = "func @main(%0) regs=2\n call @lib_sum_to (%0) -> %1\n ret %1"
+    vm = VirtualMachine(assemble(text), libraries=[library], memory_limit=1 << 16)
+    assert vm["main"](1000) == 499_500
+    assert vm.memory_report()["scratch_bytes"] == workspace_bytes() == 0  # it gave back what it took
+    vm = VirtualMachine(assemble(text), libraries=[library], memory_limit=64)
+    with pytest.raises(errors.AllocationError, match="no workspace") as caught:
+        vm["main"](1000)
+    assert "call @lib_sum_to" in caught.value.__notes__[0]
+    assert library["lib_sum_to"](1000) == 499_500
 
 
 COMPILED = """

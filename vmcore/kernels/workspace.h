@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "vmcore/memory.h"
+#include "vmcore/work_account.h"
 
 #define WORKSPACE_SLOTS 8
 
@@ -14,6 +15,7 @@ typedef struct WorkspaceSlot {
   void *data;
   size_t nbytes;
   unsigned epoch; /* value of workspace_epoch when the block was last handed out */
+  WorkAccount *account; /* whom the block is charged to, or NULL */
 } WorkspaceSlot;
 
 static __thread WorkspaceSlot workspace_slots[WORKSPACE_SLOTS];
@@ -24,6 +26,8 @@ static pthread_key_t workspace_key;
 
 static void workspace_free_slot(WorkspaceSlot *s) {
   memory_free(s->data);
+  if (s->account) s->account->charge(s->account, -(int64_t)s->nbytes);
+  s->account = NULL;
   __atomic_fetch_sub(&workspace_total, s->nbytes, __ATOMIC_RELAXED);
   s->data = NULL;
   s->nbytes = 0;
@@ -36,11 +40,20 @@ static void workspace_free_thread(void *unused) {
 
 static void workspace_init(void) { pthread_key_create(&workspace_key, workspace_free_thread); }
 
-static void *workspace_get(size_t slot, size_t nbytes) {
+/* The block of a slot is charged to the machine that grew it. One with a limit takes over the charge of what it finds,
+ * if its limit allows so much, and else has a block made that is no larger than needed; one without uses what is there. */
+static void *workspace_get(size_t slot, size_t nbytes, WorkAccount *account) {
   if (slot >= WORKSPACE_SLOTS || nbytes > SIZE_MAX / 2) return NULL;
   WorkspaceSlot *s = &workspace_slots[slot];
   unsigned epoch = __atomic_load_n(&workspace_epoch, __ATOMIC_RELAXED);
-  if (s->data && s->nbytes >= nbytes && s->epoch == epoch) return s->data;
+  if (s->data && s->nbytes >= nbytes && s->epoch == epoch) {
+    if (account == NULL || s->account == account) return s->data;
+    if (account->charge(account, (int64_t)s->nbytes)) {
+      if (s->account) s->account->charge(s->account, -(int64_t)s->nbytes);
+      s->account = account;
+      return s->data;
+    }
+  }
   if (!workspace_registered) { /* any value but NULL makes the destructor run at thread exit */
     workspace_registered = 1;
     pthread_setspecific(workspace_key, workspace_slots);
@@ -48,8 +61,13 @@ static void *workspace_get(size_t slot, size_t nbytes) {
   workspace_free_slot(s);
   size_t rounded = (nbytes + 4095) & ~(size_t)4095;
   if (rounded == 0) rounded = 4096;
+  if (account && !account->charge(account, (int64_t)rounded)) return NULL;
   s->data = memory_aligned(rounded, MEMORY_WORKSPACE);
-  if (s->data == NULL) return NULL;
+  if (s->data == NULL) {
+    if (account) account->charge(account, -(int64_t)rounded);
+    return NULL;
+  }
+  s->account = account;
   s->nbytes = rounded;
   s->epoch = epoch;
   __atomic_fetch_add(&workspace_total, rounded, __ATOMIC_RELAXED);

@@ -213,6 +213,8 @@ MAIN = "def main(x: Tensor((n, 4), float32)) -> Object:\n"
         (MAIN + "    y = relu(x) relu\n", "line 2, column 17: expected the end of the line, found 'relu'"),
         (MAIN + "    y = $\n", r"line 2, column 9: unexpected character '\$'"),
         (MAIN + "    return const(data[3], float32, shape=(2,))\n", r"line 2, column 12: there is no data\[3\]"),
+        (MAIN + '    return extern("\\ud800")(x)\n', "line 2, column 19: malformed escape in"),
+        (MAIN + '    return extern("\ud800")(x)\n', "line 2, column 19: malformed escape in"),
         (MAIN + '    return x\n\ndata:\n    0: "AA\u00e9="\n', r"line 5, column 5: data\[0\] is not base64"),
         (MAIN + '    return x\n\ndata:\n    0: "AAA"\n', r"line 5, column 5: data\[0\] is not base64"),
         (MAIN + "    if x:\n        a = x\n    else:\n        b = x\n    return a\n", "line 5, column 9: the branches"),

@@ -99,6 +99,21 @@ def _add_profile(explanation: Explanation, profile: Profile) -> None:
             instruction.calls, instruction.total_ns, instruction.self_ns = row.calls, row.total_ns, row.self_ns
 
 
+def _writers_of_parts(function: FunctionExplanation, buffers: set[int], pc: int) -> set[int]:
+    """The instructions that made what a buffer is joined from, if nothing has written it before `pc`."""
+    writers: set[int] = set()
+    waiting, seen = [id for id in buffers if id in function.buffers and function.buffers[id].joins], set(buffers)
+    while waiting:
+        buffer = function.buffers[waiting.pop()]
+        before = [writer for writer in buffer.writers if writer < pc]
+        if before or not buffer.joins:
+            writers.update(before[-1:])
+            continue
+        waiting += [id for id in buffer.joins if id not in seen]
+        seen.update(buffer.joins)
+    return writers
+
+
 def _short(text: str) -> str:
     return text if len(text) <= _MAX_VALUE_TEXT else text[: _MAX_VALUE_TEXT - 3] + "..."
 
@@ -252,6 +267,10 @@ class _Function:
                 for arg, writers in zip(step.args, step.writers, strict=False):
                     if id(arg) not in written:
                         fed_by |= writers
+            if fed_by or step.opcode == "ret" or work is not None:
+                written = {id(operand.arg) for operand in work.outputs} if work is not None else set()
+                read = {buffer for arg in step.args if id(arg) not in written for buffer in arg.value.buffers}
+                fed_by |= _writers_of_parts(function, read, step.pc)
             instruction.fed_by = sorted(fed_by)
             for pc in instruction.fed_by:
                 if pc in by_pc and pc != step.pc:

@@ -87,7 +87,7 @@ def _node(node: Node, names: list[str], types: list[str], far: list[str]) -> str
     if h < 40:
         out.append(f'<text class="t" x="{x + 14:.1f}" y="{y + 17:.1f}">{_cut(name, w - 50, 6.6)}</text>')
     else:
-        out.append(f'<text class="t" x="{x + 14:.1f}" y="{y + 19:.1f}">{_cut(name, w - 50, 6.8)}</text>')
+        out.append(f'<text class="t" x="{x + 14:.1f}" y="{y + 19:.1f}">{_cut(name, w - 50, 7.4)}</text>')
         out.append(f'<text class="d" x="{x + 14:.1f}" y="{y + 36:.1f}">{_cut(detail, w - 24, 6.0)}</text>')
     out.append(f'<text class="pc" x="{x + w - 8:.1f}" y="{y + 17:.1f}" text-anchor="end">{i.pc}</text>')
     if far:
@@ -107,7 +107,9 @@ def title(i: Instruction) -> str:
         return "return"
     parts = ["fused" if i.kernel == "fused_elementwise" else i.kernel]
     window = next((o for o in i.operands if o.name == "w" and o.shape is not None and len(o.shape) > 2), None)
-    if window is not None and window.shape is not None:
+    if i.kernel == "conv_winograd":
+        parts = ["winograd", "3×3"]  # its weights are those of points of the transform
+    elif window is not None and window.shape is not None:
         parts.append("×".join(map(str, window.shape[2:])))
     kernel = next((o for o in i.operands if o.name == "kernel" and o.role == "setting"), None)
     if kernel is not None and kernel.text.startswith("shape("):

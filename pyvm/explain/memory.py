@@ -191,7 +191,9 @@ def _continue_earlier(inside: list[Buffer], starts_with: Mapping[int, str]) -> N
         if starts_with.get(buffer.id) == "read":
             for _, _, other in pieces:
                 other.end = max(other.end, buffer.begin - 1)
-            buffer.kernel, buffer.category = "joined", "movement"
+                buffer.joins.append(other.id)
+            if pieces:  # else it holds what another round of a loop has left
+                buffer.kernel, buffer.category = "joined", "movement"
         kept = [(low, high, buffer)]
         if pieces and pieces[0][0] < low:
             kept.insert(0, (pieces[0][0], low, pieces[0][2]))

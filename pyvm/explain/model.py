@@ -150,6 +150,8 @@ class Buffer:
         First and last instruction at which its contents matter.
     spans : list of (int, int)
         The instructions from begin to end at which they do: without the other side of a branch.
+    joins : list of int
+        Buffers whose contents it begins with: it is made of them, without a copy.
     writers, readers : lists of int
     kernel, category, source
         Of the instruction that fills it first.
@@ -169,6 +171,7 @@ class Buffer:
     end: int
     spans: list[tuple[int, int]] = field(default_factory=list)
     writers: list[int] = field(default_factory=list)
+    joins: list[int] = field(default_factory=list)
     readers: list[int] = field(default_factory=list)
     kernel: str = ""
     category: str = "memory"

@@ -320,6 +320,7 @@ class _Page:
 
     def legend(self, f: FunctionExplanation) -> str:
         present = {i.category for i in f.instructions if i.is_work or i.opcode in ("if", "ret", "goto")}
+        present |= {buffer.category for buffer in f.buffers.values()}
         return "".join(
             f'<span><i class="k-{category}"></i>{label}</span>'
             for category, label in _SHOWN_CATEGORIES.items()
@@ -354,9 +355,8 @@ class _Page:
                 f'With what is allocated at run time at most <b data-m="peak">{bytes_text(figures.peak_bytes)}</b> are '
                 f'held at one time, <b data-m="alive">{bytes_text(figures.lower_bound)}</b> of them alive.'
             )
-        text.append(
-            f'Without reuse: <b data-m="separate">{bytes_text(figures.without_reuse)}</b> in {len(f.buffers)} tensors.'
-        )
+        n_tensors = f"{len(f.buffers)} tensor{'s' * (len(f.buffers) != 1)}"
+        text.append(f'Without reuse: <b data-m="separate">{bytes_text(figures.without_reuse)}</b> in {n_tensors}.')
         if figures.unknown:
             text.append(f"{figures.unknown} storages of unknown size are left out.")
         picture = memory_picture.svg(f, self.dims, f"{index}")

@@ -806,3 +806,18 @@ def test_the_way_of_a_convolution_is_the_kernels_own() -> None:
     assert way((1, 8, 5), (16, 8, 3), (1, 16, 3), (0, 0), (1,), (1,), 1) == "panels"
     with pytest.raises(ValueError, match="3 to 5 sizes"):
         way((1, 8), (16, 8), (1, 16), (), (), (), 1)
+
+
+def test_who_reads_a_joined_tensor_is_fed_by_what_made_its_parts() -> None:
+    """Squeezenet's concatenations are no instructions; the graph holds together all the same."""
+    main = pyvm.compile(light_model("squeezenet").SerializeToString()).explain().function("main")
+    assert not any(i.kernel == "concat" for i in main.instructions)
+    joined = [b for b in main.buffers.values() if b.joins]
+    assert len(joined) == 8 and all(len(b.joins) == 2 for b in joined)
+    by_pc = {i.pc: i for i in main.instructions}
+    for buffer in joined:
+        makers = {main.buffers[part].writers[-1] for part in buffer.joins}
+        for reader in buffer.readers:
+            assert makers <= set(by_pc[reader].fed_by)
+    roots = [i for i in main.instructions if i.kernel in ("conv", "conv_winograd", "max_pool") and not i.fed_by]
+    assert roots == []

@@ -298,7 +298,8 @@ cdef void _plan(ConvJob* job) noexcept nogil:
         rows = _ceil_div(_ceil_div(job.grid.panels, job.n_bands) * width + lanes // 4 - 1, job.w.out[2]) + 1
         rows = min(rows, job.w.out[1])
     job.n_units = units * job.n_bands * job.m_parts
-    planes_layout(&job.w, rows, &job.p)
+    if rows != job.p.rows:
+        planes_layout(&job.w, rows, &job.p)
     job.pieces = 1 if threads == 1 else min(job.n_units, 8 * threads)
 
 

@@ -57,9 +57,12 @@ static inline void planes_shift_axes(Window *w, int64_t *pad_end) {
   }
 }
 
+static inline int64_t planes_over_stride(int64_t n, int64_t stride) { return stride == 1 ? n : n / stride; }
+
 /* Phases that occur along an axis: tap j has phase j * d % s, which repeats with this period. */
 static inline int64_t planes_n_phases(const Window *w, int axis) {
   int64_t s = w->stride[axis];
+  if (s == 1) return 1; /* PERF: no divisions here and below, which are most of the time of a tiny window */
   for (int64_t j = 1; j < w->kernel[axis]; ++j)
     if (j * w->dilation[axis] % s == 0) return j;
   return w->kernel[axis];
@@ -76,7 +79,7 @@ static int64_t planes_layout(const Window *w, int64_t rows, Planes *p) {
     p->taps *= w->kernel[a];
     if (p->taps > natural + 65536 || p->taps > PLANES_MAX_SIZE) return -1;
     p->axis[a].n_phases = planes_n_phases(w, a);
-    p->axis[a].shift = (w->kernel[a] - 1) * w->dilation[a] / w->stride[a];
+    p->axis[a].shift = planes_over_stride((w->kernel[a] - 1) * w->dilation[a], w->stride[a]);
     int64_t extent = a == 0 ? 1 : a == 1 ? rows : w->out[2];
     p->len[a] = extent + p->axis[a].shift;
     size *= (__int128)p->axis[a].n_phases * p->len[a];
@@ -89,15 +92,18 @@ static int64_t planes_layout(const Window *w, int64_t rows, Planes *p) {
 
 /* Offset of every tap inside a channel's buffer, in the order of the weights (kd, kh, kw). */
 static void planes_taps(const Window *w, const Planes *p, int64_t *offsets) {
-  int64_t period[3] = {p->axis[0].n_phases, p->axis[1].n_phases, p->axis[2].n_phases};
-  for (int64_t i = 0; i < w->kernel[0]; ++i)
-    for (int64_t j = 0; j < w->kernel[1]; ++j)
-      for (int64_t k = 0; k < w->kernel[2]; ++k) {
-        int64_t phase = (i % period[0] * period[1] + j % period[1]) * period[2] + k % period[2];
-        int64_t plane = i * w->dilation[0] / w->stride[0], row = j * w->dilation[1] / w->stride[1];
-        int64_t column = k * w->dilation[2] / w->stride[2];
+  const int64_t n_d = p->axis[0].n_phases, n_h = p->axis[1].n_phases, n_w = p->axis[2].n_phases;
+  for (int64_t i = 0, phase_d = 0; i < w->kernel[0]; ++i, phase_d = phase_d + 1 == n_d ? 0 : phase_d + 1) {
+    const int64_t plane = planes_over_stride(i * w->dilation[0], w->stride[0]);
+    for (int64_t j = 0, phase_h = 0; j < w->kernel[1]; ++j, phase_h = phase_h + 1 == n_h ? 0 : phase_h + 1) {
+      const int64_t row = planes_over_stride(j * w->dilation[1], w->stride[1]);
+      for (int64_t k = 0, phase_w = 0; k < w->kernel[2]; ++k, phase_w = phase_w + 1 == n_w ? 0 : phase_w + 1) {
+        const int64_t phase = (phase_d * n_h + phase_h) * n_w + phase_w;
+        const int64_t column = planes_over_stride(k * w->dilation[2], w->stride[2]);
         *offsets++ = ((phase * p->len[0] + plane) * p->len[1] + row) * p->len[2] + column;
       }
+    }
+  }
 }
 
 /* Where one phase reads along the columns: elements [first, last) of its rows lie inside the input, element i at column
@@ -109,11 +115,16 @@ typedef struct PlanePhase {
 static inline PlanePhase planes_phase(const Window *w, const Planes *p, int64_t phase, int64_t lanes) {
   int64_t n_h = p->axis[1].n_phases, n_w = p->axis[2].n_phases, stride = w->stride[2], n = p->len[2];
   PlanePhase f;
-  f.d = phase / (n_h * n_w) * w->dilation[0] % w->stride[0];
-  f.h = phase / n_w % n_h * w->dilation[1] % w->stride[1];
-  f.start = phase % n_w * w->dilation[2] % stride - w->pad[2];
-  f.first = f.start >= 0 ? 0 : planes_min(n, (-f.start + stride - 1) / stride);
-  f.last = f.start >= w->in[2] ? 0 : planes_min(n, (w->in[2] - f.start + stride - 1) / stride);
+  if (phase == 0) { /* the first of all: no divisions */
+    f.d = f.h = 0;
+    f.start = -w->pad[2];
+  } else {
+    f.d = phase / (n_h * n_w) * w->dilation[0] % w->stride[0];
+    f.h = phase / n_w % n_h * w->dilation[1] % w->stride[1];
+    f.start = phase % n_w * w->dilation[2] % stride - w->pad[2];
+  }
+  f.first = f.start >= 0 ? 0 : planes_min(n, planes_over_stride(-f.start + stride - 1, stride));
+  f.last = f.start >= w->in[2] ? 0 : planes_min(n, planes_over_stride(w->in[2] - f.start + stride - 1, stride));
   if (f.last < f.first) f.last = f.first;
   f.reach = f.start + stride * (f.first + (f.last - f.first + lanes - 1) / lanes * lanes);
   return f;

@@ -113,17 +113,18 @@ VM_INLINE VMFN(md) VMFN(even_vd)(const double *src) {
                              int64_t q0, int64_t n, int64_t k0, int64_t k1, int64_t width, void *panels_) { \
     enum { LANES = VM_VEC / sizeof(T) }; \
     T *panels = (T *)panels_; \
+    int64_t row = q0 / out_columns, column = q0 % out_columns; /* of the next run */ \
+    const int64_t first_tap = k0 ? k0 % p->taps : 0, first_channel = k0 ? k0 / p->taps : 0; \
     for (int64_t j = 0; j < n; j += width) { \
       int64_t left = planes_min(width, n - j), n_runs = 0, at[WINDOW_MAX_PANEL], len[WINDOW_MAX_PANEL]; \
-      for (int64_t done = 0, q = q0 + j; done < left; ++n_runs) { \
-        int64_t row = q / out_columns, column = q % out_columns; \
+      for (int64_t done = 0; done < left; ++n_runs) { \
         len[n_runs] = planes_min(left - done, out_columns - column); \
         at[n_runs] = row * p->len[2] + column; \
-        q += len[n_runs]; \
-        done += len[n_runs]; \
+        column += len[n_runs], done += len[n_runs]; \
+        if (column == out_columns) column = 0, ++row; \
       } \
-      int64_t tap = k0 % p->taps; \
-      const T *channel = (const T *)planes + k0 / p->taps * p->channel_step; \
+      int64_t tap = first_tap; \
+      const T *channel = (const T *)planes + first_channel * p->channel_step; \
       for (int64_t k = k0; k < k1; ++k, panels += width) { \
         const T *src = channel + taps[tap]; \
         if (n_runs == 1 && left == 2 * LANES) { \

@@ -131,7 +131,7 @@ class TextParser:
         return token
 
     def _is(self, text: str) -> bool:
-        token = self._token
+        token = self._tokens[self._next]
         return token.text == text and token.kind in ("mark", "name") and not token.quoted
 
     def _accept(self, text: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vmcore.errors import ParseError
 
@@ -26,8 +26,7 @@ MAX_DEPTH = 200
 MAX_EXPRESSION_DEPTH = 100
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     kind: str  # name, string, number, mark, newline, indent, dedent, end, source
     text: str
     line: int
@@ -45,20 +44,22 @@ def tokenize(text: str) -> list[Token]:
     brackets: list[Token] = []
     position, line, line_start = 0, 1, 0
     fresh = True  # nothing but blanks on this line so far
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        at = Token("mark", text[position], line, position - line_start + 1)
+    length, match_at = len(text), _TOKEN.match
+    while position < length:
+        match = match_at(text, position)
         if match is None:
+            at = Token("mark", text[position], line, position - line_start + 1)
             raise error_at(at, f"unexpected character {text[position]!r}")
         kind, word = match.lastgroup or "", match.group()
-        position = match.end()
-        if kind == "newline" or (kind == "space" and word.endswith("\n")):
+        begin, position = position, match.end()
+        if kind == "space" and not word.endswith("\n"):
+            continue
+        at = Token("mark", text[begin], line, begin - line_start + 1)
+        if kind in ("newline", "space"):
             if kind == "newline" and not brackets and not fresh:
                 tokens.append(Token("newline", "\n", at.line, at.column))
             line, line_start = line + 1, position
             fresh = fresh or (kind == "newline" and not brackets)
-            continue
-        if kind == "space":
             continue
         if kind == "comment":
             inner = word[1:].strip()

@@ -1,8 +1,10 @@
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import disjoint_base
 
 class Opcode(IntEnum):
     OP_CALL = 1
@@ -16,8 +18,9 @@ class ArgKind(IntEnum):
     ARG_CONSTANT = 2
     ARG_FUNCTION = 3
 
+@disjoint_base
 class Words:
-    def __init__(self, array: npt.NDArray[np.int64]) -> None: ...
+    def __new__(cls, array: npt.NDArray[np.int64]) -> Self: ...
 
 FUNCTION_KINDS: tuple[int, int, int]  # packed, VM, native
 VOID_REGISTER: int

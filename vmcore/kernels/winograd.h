@@ -58,14 +58,16 @@ static void winograd_products(const GemmTiles *t, const WinogradBlock *b, const 
   GemmEpilogue plain;
   memset(&plain, 0, sizeof plain);
   const int64_t width = 2 * t->lanes, blocks = (b->n_tiles + t->rows - 1) / t->rows;
+  const int64_t least = b->n_tiles / blocks, taller = b->n_tiles % blocks; /* blocks of one row more come first */
   for (int64_t point = 0; point < WINOGRAD_POINTS; ++point) {
     for (int64_t j = 0; j < n; j += width) { /* a panel comes from memory once */
-      const float *w = weights + j / WINOGRAD_COLUMNS * panel_step + j % WINOGRAD_COLUMNS;
-      for (int64_t i = 0, row = 0; i < blocks; ++i) {
-        const int64_t rows = b->n_tiles * (i + 1) / blocks - row;
-        t->tile[rows][n - j > t->lanes](K, points + row * b->pitch, b->pitch, w, WINOGRAD_COLUMNS,
-                                        sums + row * b->sum_pitch + j, b->sum_pitch, &plain, 0, 0);
-        row += rows;
+      const float *w = weights + j / WINOGRAD_COLUMNS * panel_step + j % WINOGRAD_COLUMNS, *a = points;
+      const int two = n - j > t->lanes;
+      float *c = sums + j;
+      for (int64_t i = 0; i < blocks; ++i) {
+        const int64_t rows = least + (i < taller);
+        t->tile[rows][two](K, a, b->pitch, w, WINOGRAD_COLUMNS, c, b->sum_pitch, &plain, 0, 0);
+        a += rows * b->pitch, c += rows * b->sum_pitch;
       }
     }
     points += b->point_step, weights += weight_step, sums += b->sum_step;

@@ -616,8 +616,10 @@ cdef int call_on_values(
     for i in range(made):
         Py_DECREF_ptr(items[i + 1])
     if result != NULL:
-        status = from_result(result, ret)
-        Py_DECREF_ptr(result)
+        try:
+            status = from_result(result, ret)
+        finally:
+            Py_DECREF_ptr(result)
     return status
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
-import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +16,7 @@ from pyvm import errors
 from pyvm.asm import assemble
 from pyvm.executable import VMExecutable
 from pyvm.vm import VirtualMachine
+from tests.concurrency.harness import in_threads
 
 PROGRAM = """
 func @layer(%0 x, %1 w) regs=6
@@ -138,45 +136,18 @@ def stress(n_threads: int, n_calls: int, seed: int = 0) -> dict[str, int]:
         callers = [Caller(vm, seed + index) for index in range(n_threads)]
         for caller in callers:
             caller.expected = {kind: caller.call(kind) for kind in KINDS}
-        counts: Counter[str] = Counter()
-        failures: list[BaseException] = []
-        done = threading.Event()
 
-        def work(caller: Caller, index: int) -> None:
-            try:
-                for turn in range(n_calls):
-                    kind = KINDS[(turn + index) % len(KINDS)]
-                    assert caller.call(kind) == caller.expected[kind], kind
-                    if failures:
-                        break
-            except BaseException as error:  # noqa: BLE001 - handed to the caller of stress
-                failures.append(error)
+        def work(index: int) -> None:
+            caller = callers[index]
+            for turn in range(n_calls):
+                kind = KINDS[(turn + index) % len(KINDS)]
+                assert caller.call(kind) == caller.expected[kind], kind
 
-        def again(name: str, disturb: Callable[[], None]) -> None:
-            try:
-                while not done.is_set():
-                    disturb()
-                    counts[name] += 1
-                    time.sleep(0.002)
-            except BaseException as error:  # noqa: BLE001
-                failures.append(error)
-
-        others = _disturbers(vm, data, callers[0])
-        workers = [threading.Thread(target=work, args=(caller, i)) for i, caller in enumerate(callers)]
-        beside = [threading.Thread(target=again, args=pair) for pair in others.items()]
-        for thread in workers + beside:
-            thread.start()
-        for thread in workers:
-            thread.join()
-        done.set()
-        for thread in beside:
-            thread.join()
-        if failures:
-            raise failures[0]
+        counts = in_threads(work, *_disturbers(vm, data, callers[0]), n=n_threads, pause_s=0.002)
         return {"calls": n_threads * n_calls, **counts}
 
 
-def _disturbers(vm: VirtualMachine, data: bytes, caller: Caller) -> dict[str, Callable[[], None]]:
+def _disturbers(vm: VirtualMachine, data: bytes, caller: Caller) -> tuple[Callable[[], None], ...]:
     serial = itertools.count()
     x, w = np.ones((8, 128), np.float32), np.eye(128, dtype=np.float32)
     expected = np.tanh(x)
@@ -226,5 +197,4 @@ def _disturbers(vm: VirtualMachine, data: bytes, caller: Caller) -> dict[str, Ca
     def report() -> None:
         vm.memory_report()
 
-    steps = (registry, instrument, profile, save, load, outlive, threads, trim, report)
-    return {step.__name__: step for step in steps}
+    return (registry, instrument, profile, save, load, outlive, threads, trim, report)

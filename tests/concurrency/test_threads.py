@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
-import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,7 @@ from pyvm import errors
 from pyvm.asm import assemble
 from pyvm.executable import VMExecutable, load_executable
 from pyvm.vm import VirtualMachine
-
-N_THREADS = 8
+from tests.concurrency.harness import in_threads
 
 # y = 2x + n * x elementwise, through calls, a loop, a closure, storage from the pool and a callback.
 PROGRAM = """
@@ -75,41 +73,6 @@ def callbacks() -> Iterator[None]:
     sys.setswitchinterval(interval)
     for name in ("ct.minus_one", "ct.fail", "ct.reenter"):
         pyvm.remove_global_func(name)
-
-
-def in_threads(work: Callable[[int], None], *others: Callable[[], None], n: int = N_THREADS) -> None:
-    """Runs work(0) ... work(n - 1) at once, and `others` again and again beside them; the first error is raised."""
-    failures: list[BaseException] = []
-    done = threading.Event()
-    start = threading.Barrier(n + len(others))
-
-    def run(index: int) -> None:
-        start.wait()
-        try:
-            work(index)
-        except BaseException as error:  # noqa: BLE001 - handed to the test
-            failures.append(error)
-
-    def disturb(other: Callable[[], None]) -> None:
-        start.wait()
-        try:
-            other()  # once at least, however soon the workers are done
-            while not done.is_set():
-                other()
-        except BaseException as error:  # noqa: BLE001
-            failures.append(error)
-
-    workers = [threading.Thread(target=run, args=(i,)) for i in range(n)]
-    disturbers = [threading.Thread(target=disturb, args=(other,)) for other in others]
-    for thread in workers + disturbers:
-        thread.start()
-    for thread in workers:
-        thread.join()
-    done.set()
-    for thread in disturbers:
-        thread.join()
-    if failures:
-        raise failures[0]
 
 
 @pytest.mark.parametrize("gil", ["auto", "release", "hold"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -181,6 +182,17 @@ def test_nonsense_is_refused(
         with pytest.raises(kind) as caught:
             vm["outer"](1)
         assert any("@main, pc 1" in note for note in caught.value.__notes__)
+    assert usable(vm, callback)
+
+
+def test_what_cannot_become_a_value_is_not_kept(vm: VirtualMachine, callback: Callback) -> None:
+    result = (np.zeros(2, "datetime64[s]"), 1)
+    before = sys.getrefcount(result)
+    callback.function = lambda x: result
+    for _ in range(5):
+        with pytest.raises(TypeError, match="no tensor element type"):
+            vm["outer"](1)
+    assert sys.getrefcount(result) == before
     assert usable(vm, callback)
 
 

@@ -67,6 +67,79 @@ def test_elements_that_cannot_be_stored(triple: tuple[int, int, int], through_re
         VirtualMachine(b.get())["main"]()
 
 
+@pytest.mark.parametrize("index", [-1, 4, 2**31, 2**54, -(2**54)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        '@vm.builtin.match_shape (shape(7), %0, 1, 1, INDEX, "x: ")',
+        '@vm.builtin.match_shape (shape(7), %0, 1, 3, INDEX, "x: ")',
+        '@vm.builtin.match_prim_value (7, %0, 1, INDEX, "x: ")',
+        "@vm.builtin.make_shape (%0, 1, 1, INDEX)",
+        "@vm.builtin.make_prim_value (%0, 1, INDEX)",
+        "@pyvm.builtin.store_dim (%0, INDEX, 9)",
+        "@pyvm.builtin.eval_shape_expr (%0, INDEX, shape(0, 9))",
+    ],
+)
+def test_indices_into_the_shape_heap_are_checked(call: str, index: int) -> None:
+    body = f"  call @vm.builtin.alloc_shape_heap (%vm, 4) -> %0\n  call {call.replace('INDEX', str(index))}\n  ret %0"
+    with pytest.raises(errors.IndexRangeError, match=str(index)):
+        run(body, regs=1)
+
+
+@pytest.mark.parametrize("heap", [np.zeros(4, np.int32), np.zeros((2, 2), np.int64), 3, "heap", None, (1, 2)])
+def test_what_is_no_shape_heap_is_refused(heap: object) -> None:
+    for call in ('@vm.builtin.match_shape (shape(7), %0, 1, 1, 3, "x: ")', "@vm.builtin.make_shape (%0, 1, 1, 3)"):
+        with pytest.raises((errors.ArgumentTypeError, errors.ArgumentValueError, errors.DTypeMismatchError,
+                            errors.ShapeMismatchError, errors.IndexRangeError)):  # fmt: skip
+            run(f"  call {call} -> %1\n  ret %1", heap, regs=2)
+
+
+@pytest.mark.parametrize(
+    "dims", ["7", "3, 3", "-6", "-2, -3", "4294967296, 4294967296, 6", "9223372036854775807, 2", "0, -1"]
+)
+def test_reshape_stays_inside_its_tensor(dims: str) -> None:
+    """A shape of fewer elements is a view of the first ones, as in TVM."""
+    with pytest.raises((errors.ShapeMismatchError, errors.ArgumentValueError)):
+        run(f"  call @vm.builtin.reshape (%0, shape({dims})) -> %1\n  ret %1", np.zeros((2, 3), np.float32), regs=2)
+
+
+@pytest.mark.parametrize("offset, dims", [(0, "17"), (32, "9"), (64, "1"), (-4, "1"), (0, "4611686018427387904, 4")])
+def test_tensors_stay_inside_their_storage(offset: int, dims: str) -> None:
+    with pytest.raises((errors.ShapeMismatchError, errors.ArgumentValueError, errors.InternalError)):
+        run(
+            "  call @vm.builtin.alloc_storage (%vm, shape(64), 0, dtype(uint8)) -> %0\n"
+            f"  call @vm.builtin.alloc_tensor (%0, {offset}, shape({dims}), dtype(float32)) -> %1\n  ret %1",
+            regs=2,
+        )
+
+
+@pytest.mark.parametrize("position", range(3))
+@pytest.mark.parametrize("value", ["1", '"text"', "shape(2, 3)", "dtype(float32)", "%void", "@main", "%1", "0.5"])
+def test_wrong_kinds_of_objects_for_native_kernels(value: str, position: int) -> None:
+    """Each where a kernel expects a tensor; %1 is a tuple of tensors."""
+    args = ["%0", "%0", "%0"]
+    args[position] = value
+    x = np.ones((2, 3), np.float32)
+    for kernel in ("add", "matmul"):
+        with pytest.raises(errors.ArgumentTypeError, match=f"argument {position} must be a tensor"):
+            run(f"  call @vm.builtin.make_tuple (%0, %0) -> %1\n  call @kernel.{kernel} ({', '.join(args)})\n  ret %0",
+                x, regs=2)  # fmt: skip
+
+
+def test_misaligned_inputs_are_copied() -> None:
+    for shift in (1, 2, 3):
+        x = np.zeros(17, np.uint8)[shift : shift + 8].view(np.float32)
+        x[:] = (1, 2)
+        assert not x.flags.aligned
+        body = """
+          call @vm.builtin.alloc_storage (%vm, shape(64), 0, dtype(uint8)) -> %1
+          call @vm.builtin.alloc_tensor (%1, 0, shape(2), dtype(float32)) -> %2
+          call @kernel.add (%0, %0, %2)
+          ret %2
+        """
+        assert run(body, x, regs=3).numpy().tolist() == [2, 4]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("dims", ["1125899906842624", "4611686018427387904, 4", "1048576, 1048576, 64", "-1"])
 def test_storages_beyond_the_machine_are_refused(dims: str) -> None:
     with pytest.raises((errors.AllocationError, errors.ShapeMismatchError)):

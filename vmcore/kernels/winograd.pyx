@@ -5,6 +5,9 @@ It takes 16 multiplications where the definition has 36, and rounds no worse (th
 those of the weights are done in double precision when the model is compiled). Each unit of work transforms the inputs
 of a block of tiles into cache, multiplies them with the weights at each of the 16 points on the register tiles of the
 matrix product, and transforms the sums back; bias, residual and activation are applied as rows are written.
+
+An infinity or a NaN in the inputs makes NaN of all results of the tiles that read it, not only of those whose window it
+is in: differences of the inputs are what is multiplied.
 """
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t

@@ -198,7 +198,7 @@ def match(heap, value, code, operand, where):
 
 @builtin
 def match_shape(x, heap, n, *rest):
-    dims, where = x if isinstance(x, Shape) else x.shape, rest[2 * n] or ""
+    dims, where = x if isinstance(x, (Shape, tuple, list)) else x.shape, rest[2 * n] or ""
     require(len(dims) == n, ValueError, f"{where}match_cast shape size mismatch.")
     for i, dim in enumerate(dims):
         match(heap, dim, rest[2 * i], rest[2 * i + 1], where)

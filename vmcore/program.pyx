@@ -5,7 +5,7 @@ by the loop and the builtins where it happens.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from vmcore.builtins.table cimport builtin_allocates, builtin_opcode
 from vmcore.builtins.tensors cimport dtype_is_storable
@@ -15,7 +15,7 @@ from vmcore.isa cimport (
 )
 from vmcore.library cimport Library
 from vmcore.memory cimport MEMORY_PROGRAM, MEMORY_SCRATCH, memory_aligned, memory_calloc, memory_free
-from vmcore.objects cimport ShapeObj, tensor_new, tensor_set_shape, to_value
+from vmcore.objects cimport ShapeObj, tensor_new, tensor_set_shape, to_value, value_str
 from vmcore.registry cimport registry_get
 from vmcore.storage cimport Allocator, allocator_is_pooled, allocator_new, allocator_release
 from vmcore.value cimport (
@@ -505,7 +505,7 @@ cdef bint specialise(Decoding decoding, Program* program, Insn* insn, CallSite* 
         if not (
             literal_is(program, args[0], VT_OPAQUE_PTR) and literal_is(program, args[1], VT_SHAPE)
             and literal_is(program, args[2], 1) and literals[literal_index(args[2])].bits == 0
-            and literal_is(program, args[3], VT_DTYPE)
+            and literal_is(program, args[3], VT_DTYPE) and (n == 4 or is_global(program, args[4]))
         ):
             return False
         nbytes = shape_bytes(
@@ -526,6 +526,13 @@ cdef bint specialise(Decoding decoding, Program* program, Insn* insn, CallSite* 
     if opcode == I_ALLOC_TENSOR and 4 <= n <= 5:
         return specialise_alloc_tensor(decoding, program, insn, site)
     return False
+
+
+cdef bint is_global(Program* program, int32_t operand) noexcept:
+    """Whether the operand is a constant, the memory scope that there is."""
+    cdef uint64_t size = 0
+    cdef const char* text = value_str(&program.literals[literal_index(operand)], &size) if operand < 0 else NULL
+    return text != NULL and size == 6 and memcmp(text, "global", 6) == 0
 
 
 cdef bint specialise_direct_call(Program* program, Insn* insn, CallSite* site) except -1:

@@ -212,6 +212,28 @@ BUILTINS |= {
     "check_func_info vm": one(f"vm.builtin.check_func_info (@main, {WHERE})"),
 }
 
+# What stands for a data type or a shape: the name of one, a tuple of ints.
+BUILTINS |= {
+    "check_tensor_info name": one(f'vm.builtin.check_tensor_info (%0, 1, "float32", {WHERE})', floats(2)),
+    "check_tensor_info other name": one(f'vm.builtin.check_tensor_info (%0, 1, "int32", {WHERE})', floats(2)),
+    "check_tensor_info no name": one(f'vm.builtin.check_tensor_info (%0, 1, "", {WHERE})', floats(2)),
+    "check_prim_value_info name": one(f'vm.builtin.check_prim_value_info (%0, "int64", {WHERE})', 1),
+    "check_tuple_info any": one(f"vm.builtin.check_tuple_info (%0, -1, {WHERE})", (1,)),
+    "match_shape of tuple": one(f"vm.builtin.match_shape (%0, %void, 2, 0, 2, 2, 0, {WHERE})", (2, 3)),
+    "reshape tuple of text": one("vm.builtin.reshape (%0, %1)", floats(6), ("a",)),
+    "call_tir_dyn tuple": one("vm.builtin.call_tir_dyn (@parity.count, %0)", (1, 2)),
+    "alloc_storage name": after(
+        'vm.builtin.alloc_storage (%vm, shape(64), 0, "uint8", "global")', "vm.builtin.copy (1)"
+    ),
+    "alloc_storage scope": one('vm.builtin.alloc_storage (%vm, shape(64), 0, dtype(uint8), "texture")'),
+    "alloc_tensor tuple": Case(
+        f"func @main(%0) regs=4\n  call @{STORAGE} -> %1\n"
+        '  call @vm.builtin.alloc_tensor (%1, 0, %0, "float32") -> %2\n'
+        "  call @vm.builtin.shape_of (%2) -> %3\n  ret %3",
+        ((2, 4),),
+    ),
+}
+
 # None, a null pointer in TVM, as the object that a builtin reads: TVM ends its process with these.
 NONE = {
     "vm.builtin.shape_of": one("vm.builtin.shape_of (%0)", None),

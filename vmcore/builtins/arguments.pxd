@@ -1,13 +1,14 @@
 # What the builtins have in common: checks of their arguments and the errors. Inline: there is no module of this name.
 from libc.stdint cimport int32_t, int64_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
-from vmcore.objects cimport value_kind_name, value_str
+from vmcore.objects cimport VM_MAX_NDIM, ShapeObj, value_kind_name, value_str
 from vmcore.program cimport Context
 from vmcore.status cimport fail
 from vmcore.value cimport (
-    DL_BOOL, DL_INT, DL_UINT, ERR_ALLOC, ERR_INDEX, ERR_TYPE, ERR_VALUE, VT_BOOL, VT_INT, VT_OBJECT, VT_OPAQUE_PTR,
-    DLTensor, Value, dltensor_data, dltensor_is_compact, fail_format, value_copy, value_dltensor, value_is_writable,
+    DL_BFLOAT, DL_BOOL, DL_FLOAT, DL_INT, DL_UINT, ERR_ALLOC, ERR_INDEX, ERR_SHAPE, ERR_TYPE, ERR_VALUE, VT_ARRAY,
+    VT_BOOL, VT_DTYPE, VT_INT, VT_OBJECT, VT_OPAQUE_PTR, VT_SHAPE, ArrayObj, DLTensor, Value, VmDataType,
+    dltensor_data, dltensor_is_compact, fail_format, value_copy, value_dltensor, value_dtype, value_is_writable,
     value_ptr, value_retain, value_type,
 )
 
@@ -46,6 +47,83 @@ cdef inline const char* text_of(const Value* v, char* buffer) noexcept nogil:
         size = 255
     memcpy(buffer, text, size)
     buffer[size] = 0
+    return buffer
+
+
+cdef inline bint dtype_of_text(const char* text, uint64_t size, VmDataType* out) noexcept nogil:
+    """out := the type of a name such as "float32"; whether it is one."""
+    cdef uint64_t i
+    cdef int32_t bits = 0
+    out.lanes = 1
+    if size == 4 and memcmp(text, "bool", 4) == 0:
+        out.code, out.bits = DL_BOOL, 8
+        return True
+    if size > 3 and memcmp(text, "int", 3) == 0:
+        out.code, i = DL_INT, 3
+    elif size > 4 and memcmp(text, "uint", 4) == 0:
+        out.code, i = DL_UINT, 4
+    elif size > 5 and memcmp(text, "float", 5) == 0:
+        out.code, i = DL_FLOAT, 5
+    elif size > 6 and memcmp(text, "bfloat", 6) == 0:
+        out.code, i = DL_BFLOAT, 6
+    else:
+        return False
+    while i < size:
+        if not 48 <= text[i] <= 57 or bits > 25:
+            return False
+        bits = 10 * bits + text[i] - 48
+        i += 1
+    if not 0 < bits < 256:
+        return False
+    out.bits = <unsigned char>bits
+    return True
+
+
+cdef inline int dtype_of(const char* name, int32_t i, const Value* v, VmDataType* out) noexcept nogil:
+    """out := the element type in argument `i`: a DataType, or the name of one, as in TVM."""
+    cdef uint64_t size = 0
+    cdef const char* text
+    if value_type(v) == VT_DTYPE:
+        out[0] = value_dtype(v)
+        return 0
+    text = value_str(v, &size)
+    if text == NULL:
+        return wrong_kind(name, i, "DataType", v)
+    if not dtype_of_text(text, size, out):
+        return fail_format(
+            fail, ERR_VALUE, "%s: argument #%d: \"%.*s\" is not a data type", name, i,
+            <int>size if size < 64 else 64, text,
+        )
+    return 0
+
+
+cdef inline const int64_t* shape_of_value(
+    const char* name, int32_t i, const char* expected, const Value* v, int64_t* buffer, int64_t* size
+) noexcept nogil:
+    """Dimensions in argument `i`, a Shape or a tuple of ints (then in `buffer`, VM_MAX_NDIM long); NULL: an error."""
+    cdef ShapeObj* shape
+    cdef ArrayObj* array
+    cdef int64_t k
+    if value_type(v) == VT_SHAPE:
+        shape = <ShapeObj*>value_ptr(v)
+        size[0] = <int64_t>shape.size
+        return shape.data
+    if value_type(v) != VT_ARRAY:
+        wrong_kind(name, i, expected, v)
+        return NULL
+    array = <ArrayObj*>value_ptr(v)
+    size[0] = array.size
+    if array.size > VM_MAX_NDIM:
+        fail_format(
+            fail, ERR_SHAPE, "%s: argument #%d: %lld dimensions, at most %d", name, i, <long long>array.size,
+            VM_MAX_NDIM,
+        )
+        return NULL
+    for k in range(array.size):
+        if not is_int(&array.data[k]):
+            wrong_kind(name, i, "a tuple of ints", &array.data[k])
+            return NULL
+        buffer[k] = array.data[k].bits
     return buffer
 
 

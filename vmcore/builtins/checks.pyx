@@ -2,7 +2,7 @@
 from libc.stdint cimport int32_t, int64_t
 from libc.stdio cimport snprintf
 
-from vmcore.builtins.arguments cimport is_int, text_of, wrong_arity, wrong_kind
+from vmcore.builtins.arguments cimport dtype_of, is_int, text_of, wrong_arity, wrong_kind
 from vmcore.objects cimport ShapeObj, value_kind_name, value_str
 from vmcore.status cimport fail
 from vmcore.value cimport (
@@ -40,6 +40,7 @@ cdef int b_check_tensor_info(void* self, const Value* args, int32_t n_args, Valu
 cdef int check_tensor_info(const Value* args, int32_t n_args) noexcept nogil:
     """All forms, and the errors."""
     cdef const DLTensor* t
+    cdef VmDataType dtype
     cdef char context[256]
     cdef char expected[32]
     cdef char actual[32]
@@ -59,21 +60,22 @@ cdef int check_tensor_info(const Value* args, int32_t n_args) noexcept nogil:
             <long long>args[1].bits, t.ndim,
         )
     if n_args == 4 and value_type(&args[2]) != VT_NONE:
-        if value_type(&args[2]) != VT_DTYPE:
-            return wrong_kind("check_tensor_info", 2, "DataType", &args[2])
-        if not dtype_same(value_dtype(&args[2]), t.dtype):
+        if dtype_of("check_tensor_info", 2, &args[2], &dtype) != 0:
+            return -1
+        if not dtype_same(dtype, t.dtype):
             return fail_format(
                 fail, ERR_DTYPE, "%sexpect Tensor with dtype %s but get %s", text_of(&args[n_args - 1], context),
-                dtype_text(value_dtype(&args[2]), expected), dtype_text(t.dtype, actual),
+                dtype_text(dtype, expected), dtype_text(t.dtype, actual),
             )
     return 0
 
 
 cdef int check_size(const char* what, const Value* expected, int64_t size, const Value* context) noexcept nogil:
+    """Compares a size with the expected one; -1 is any for a Shape, as for a Tensor, and none for a tuple."""
     cdef char text[256]
     if not is_int(expected):
         return wrong_kind(what, 1, "int", expected)
-    if expected.bits != -1 and expected.bits != size:
+    if expected.bits != size and (expected.bits != -1 or what[0] == 116):  # "t"uple
         return fail_format(
             fail, ERR_SHAPE, "%sexpect %s of size %lld but get %lld", text_of(context, text), what,
             <long long>expected.bits, <long long>size,
@@ -110,9 +112,8 @@ cdef int b_check_prim_value_info(void* self, const Value* args, int32_t n_args, 
     cdef char context[256]
     if n_args != 3:
         return wrong_arity("check_prim_value_info", "3", n_args)
-    if value_type(&args[1]) != VT_DTYPE:
-        return wrong_kind("check_prim_value_info", 1, "DataType", &args[1])
-    dtype = value_dtype(&args[1])
+    if dtype_of("check_prim_value_info", 1, &args[1], &dtype) != 0:
+        return -1
     kind = value_type(&args[0])
     if dtype.code == DL_FLOAT:
         fits = kind == VT_FLOAT or kind == VT_INT or kind == VT_BOOL

@@ -4,7 +4,7 @@ from libc.string cimport memcpy
 
 from vmcore.builtins.arguments cimport (
     __builtin_add_overflow, __builtin_mul_overflow, __builtin_sub_overflow, bad_slot, context_of, heap_of, is_int,
-    no_memory, read_integer, text_of, wrong_arity, wrong_kind,
+    no_memory, read_integer, text_of, wrong_arity, wrong_kind, shape_of_value,
 )
 from vmcore.builtins.tensors cimport new_tensor, own_tensor
 from vmcore.objects cimport VM_MAX_NDIM, ShapeObj, shape_new, value_str
@@ -33,19 +33,13 @@ cdef int b_alloc_shape_heap(void* self, const Value* args, int32_t n_args, Value
     return new_tensor("alloc_shape_heap", cx, &n, 1, int64_type, ret)
 
 
-cdef const int64_t* dims_of(const char* name, const Value* v, int64_t* size) noexcept nogil:
-    """Dimensions of a Tensor or Shape; NULL after an error was stored."""
+cdef const int64_t* dims_of(const char* name, const Value* v, int64_t* buffer, int64_t* size) noexcept nogil:
+    """Dimensions of a Tensor, or as in `shape_of_value`; NULL after an error was stored."""
     cdef const DLTensor* t = value_dltensor(v)
-    cdef ShapeObj* shape
     if t != NULL:
         size[0] = t.ndim
         return t.shape
-    if value_type(v) == VT_SHAPE:
-        shape = <ShapeObj*>value_ptr(v)
-        size[0] = <int64_t>shape.size
-        return shape.data
-    wrong_kind(name, 0, "Tensor or Shape", v)
-    return NULL
+    return shape_of_value(name, 0, "Tensor or Shape", v, buffer, size)
 
 
 cdef int match_one(
@@ -84,12 +78,13 @@ cdef int match_one(
 
 cdef int b_match_shape(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
     cdef int64_t size = 0, heap_size = 0, i, n
+    cdef int64_t buffer[64]
     cdef const int64_t* dims
     cdef int64_t* heap = NULL
     cdef char context[256]
     if n_args < 4:
         return wrong_arity("match_shape", "at least 4", n_args)
-    dims = dims_of("match_shape", &args[0], &size)
+    dims = dims_of("match_shape", &args[0], buffer, &size)
     if dims == NULL:
         return -1
     if value_type(&args[1]) != VT_NONE:

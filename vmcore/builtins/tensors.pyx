@@ -1,21 +1,22 @@
 """Builtins that make tensors: allocation, views, copies, and stacks that grow row by row in a loop."""
 from libc.stdint cimport int32_t, int64_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from vmcore.builtins.arguments cimport (
-    __builtin_mul_overflow, context_of, is_int, keep, no_memory, read_integer, wrong_arity, wrong_kind,
+    __builtin_mul_overflow, context_of, dtype_of, is_int, keep, no_memory, read_integer, shape_of_value, wrong_arity,
+    wrong_kind,
 )
 from vmcore.loop cimport new_storage
 from vmcore.memory cimport memory_keep
-from vmcore.objects cimport VM_MAX_NDIM, ShapeObj, tensor_new, tensor_set_shape
+from vmcore.objects cimport VM_MAX_NDIM, tensor_new, tensor_set_shape, value_str
 from vmcore.program cimport Context
 from vmcore.status cimport fail
 from vmcore.storage cimport Allocator, allocator_new, storage_alloc, storage_refused
 from vmcore.value cimport (
-    ERR_ALLOC, ERR_DTYPE, ERR_INDEX, ERR_INTERNAL, ERR_SHAPE, ERR_VALUE, VT_ARRAY, VT_DTYPE, VT_NONE, VT_SHAPE,
-    VT_STORAGE, VT_TENSOR, ArrayObj, DLTensor, StorageObj, TensorObj, Value, VmDataType, dltensor_data,
+    ERR_ALLOC, ERR_DTYPE, ERR_INDEX, ERR_INTERNAL, ERR_SHAPE, ERR_VALUE, VT_NONE,
+    VT_STORAGE, VT_TENSOR, DLTensor, StorageObj, TensorObj, Value, VmDataType, dltensor_data,
     dltensor_describe, dltensor_is_compact, dltensor_numel, dtype_bytes, dtype_same, fail_format, object_release,
-    object_retain, value_dltensor, value_dtype, value_is_writable, value_ptr, value_set_object, value_type,
+    object_retain, value_dltensor, value_is_writable, value_ptr, value_set_object, value_type,
 )
 
 
@@ -94,34 +95,47 @@ cdef int new_tensor(
 
 cdef int b_alloc_storage(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
     cdef Context* cx
-    cdef ShapeObj* shape
+    cdef const int64_t* dims
+    cdef int64_t buffer[64]
     cdef StorageObj* storage
-    cdef int64_t nbytes, i
+    cdef VmDataType dtype
+    cdef const char* scope
+    cdef uint64_t size = 0
+    cdef int64_t nbytes, i, ndim
     if n_args != 4 and n_args != 5:
         return wrong_arity("alloc_storage", "4 or 5", n_args)
     cx = context_of("alloc_storage", &args[0])
     if cx == NULL:
         return -1
-    if value_type(&args[1]) != VT_SHAPE:
-        return wrong_kind("alloc_storage", 1, "Shape", &args[1])
+    dims = shape_of_value("alloc_storage", 1, "Shape", &args[1], buffer, &ndim)
+    if dims == NULL:
+        return -1
     if not is_int(&args[2]):
         return wrong_kind("alloc_storage", 2, "int (device index)", &args[2])
-    if value_type(&args[3]) != VT_DTYPE:
-        return wrong_kind("alloc_storage", 3, "DataType", &args[3])
+    if dtype_of("alloc_storage", 3, &args[3], &dtype) != 0:
+        return -1
+    if n_args == 5:
+        scope = value_str(&args[4], &size)
+        if scope == NULL:
+            return wrong_kind("alloc_storage", 4, "string (memory scope)", &args[4])
+        if size != 0 and (size != 6 or memcmp(scope, "global", 6) != 0):
+            return fail_format(
+                fail, ERR_INTERNAL, "alloc_storage: memory scope \"%.*s\" is not available, only \"global\"",
+                <int>size if size < 64 else 64, scope,
+            )
     if args[2].bits != 0:
         return fail_format(
             fail, ERR_INTERNAL, "alloc_storage: device index %lld, this virtual machine has 1 device",
             <long long>args[2].bits
         )
-    shape = <ShapeObj*>value_ptr(&args[1])
-    nbytes = dtype_bytes(value_dtype(&args[3]))
-    for i in range(<int64_t>shape.size):
-        if shape.data[i] < 0:
+    nbytes = dtype_bytes(dtype)
+    for i in range(ndim):
+        if dims[i] < 0:
             return fail_format(
                 fail, ERR_SHAPE, "alloc_storage: dimension %lld is negative: %lld", <long long>i,
-                <long long>shape.data[i]
+                <long long>dims[i]
             )
-        if __builtin_mul_overflow(nbytes, shape.data[i], &nbytes):
+        if __builtin_mul_overflow(nbytes, dims[i], &nbytes):
             return fail(ERR_ALLOC, "alloc_storage: the size does not fit in 63 bits")
     storage = new_storage(cx, "alloc_storage", nbytes)
     if storage == NULL:
@@ -131,21 +145,21 @@ cdef int b_alloc_storage(void* self, const Value* args, int32_t n_args, Value* r
 
 
 cdef int b_alloc_tensor(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
-    cdef ShapeObj* shape
+    cdef const int64_t* dims
+    cdef int64_t buffer[64]
+    cdef int64_t ndim
+    cdef VmDataType dtype
     if n_args != 4 and n_args != 5:
         return wrong_arity("alloc_tensor", "4 or 5", n_args)
     if value_type(&args[0]) != VT_STORAGE:
         return wrong_kind("alloc_tensor", 0, "Storage", &args[0])
     if not is_int(&args[1]):
         return wrong_kind("alloc_tensor", 1, "int (byte offset)", &args[1])
-    if value_type(&args[2]) != VT_SHAPE:
-        return wrong_kind("alloc_tensor", 2, "Shape", &args[2])
-    if value_type(&args[3]) != VT_DTYPE:
-        return wrong_kind("alloc_tensor", 3, "DataType", &args[3])
-    shape = <ShapeObj*>value_ptr(&args[2])
+    dims = shape_of_value("alloc_tensor", 2, "Shape", &args[2], buffer, &ndim)
+    if dims == NULL or dtype_of("alloc_tensor", 3, &args[3], &dtype) != 0:
+        return -1
     return make_tensor(
-        "alloc_tensor", <StorageObj*>value_ptr(&args[0]), args[1].bits, shape.data, shape.size, value_dtype(&args[3]),
-        ret
+        "alloc_tensor", <StorageObj*>value_ptr(&args[0]), args[1].bits, dims, <uint64_t>ndim, dtype, ret
     )
 
 
@@ -156,30 +170,18 @@ cdef int b_reshape(void* self, const Value* args, int32_t n_args, Value* ret) no
     cdef const DLTensor* t
     cdef TensorObj* view
     cdef TensorObj* source
-    cdef ShapeObj* shape
-    cdef ArrayObj* array
-    cdef int64_t dims[64]
-    cdef int64_t n, i, nbytes
+    cdef const int64_t* dims
+    cdef int64_t buffer[64]
+    cdef int64_t n, nbytes
     cdef char text[160]
     if n_args != 2:
         return wrong_arity("reshape", "2", n_args)
     if value_type(&args[0]) != VT_TENSOR:
         return wrong_kind("reshape", 0, "Tensor", &args[0])
     t = value_dltensor(&args[0])
-    if value_type(&args[1]) == VT_SHAPE:
-        shape = <ShapeObj*>value_ptr(&args[1])
-        n = <int64_t>shape.size
-        if n <= VM_MAX_NDIM:
-            memcpy(dims, shape.data, n * 8)
-    elif value_type(&args[1]) == VT_ARRAY:
-        array = <ArrayObj*>value_ptr(&args[1])
-        n = array.size
-        for i in range(n if n <= VM_MAX_NDIM else 0):
-            if not is_int(&array.data[i]):
-                return wrong_kind("reshape", 1, "a tuple of ints", &array.data[i])
-            dims[i] = array.data[i].bits
-    else:
-        return wrong_kind("reshape", 1, "Shape", &args[1])
+    dims = shape_of_value("reshape", 1, "Shape", &args[1], buffer, &n)
+    if dims == NULL:
+        return -1
     if n > VM_MAX_NDIM:
         return fail_format(fail, ERR_SHAPE, "reshape: %lld dimensions, at most %d", <long long>n, VM_MAX_NDIM)
     if not dltensor_is_compact(t):

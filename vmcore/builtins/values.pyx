@@ -1,14 +1,16 @@
 """Builtins over values of any kind: copies, tuples, conditions, closures and calls of them."""
 from libc.stdint cimport int32_t, int64_t, uint32_t
 
-from vmcore.builtins.arguments cimport context_of, is_int, keep, no_memory, wrong_arity, wrong_kind
+from vmcore.builtins.arguments cimport (
+    context_of, is_int, keep, no_memory, shape_of_value, wrong_arity, wrong_kind,
+)
 from vmcore.loop cimport call_nested, in_native
-from vmcore.objects cimport ClosureObj, ShapeObj, array_new, closure_new
+from vmcore.objects cimport ClosureObj, array_new, closure_new
 from vmcore.program cimport Context
 from vmcore.status cimport fail
 from vmcore.value cimport (
     DL_BOOL, DL_INT, DL_UINT, ERR_INDEX, ERR_INTERNAL, ERR_SHAPE, ERR_TYPE, ERR_VALUE, VT_ARRAY, VT_CLOSURE,
-    VT_FUNCTION, VT_SHAPE, ArrayObj, DLTensor, FunctionObj, Value, VmDataType, dltensor_data, dltensor_describe,
+    VT_FUNCTION, ArrayObj, DLTensor, FunctionObj, Value, VmDataType, dltensor_data, dltensor_describe,
     dltensor_numel, dtype_bytes, fail_format, object_release, value_clear, value_copy, value_dltensor, value_ptr,
     value_retain, value_set_bool, value_set_int, value_set_object, value_type,
 )
@@ -171,20 +173,23 @@ cdef int b_invoke_closure(void* self, const Value* args, int32_t n_args, Value* 
 cdef int b_call_tir_dyn(void* self, const Value* args, int32_t n_args, Value* ret) noexcept nogil:
     """call_tir_dyn(f, tensors..., shape): f(tensors..., dims of shape...)."""
     cdef Value expanded[128]
-    cdef ShapeObj* shape
+    cdef const int64_t* dims
+    cdef int64_t buffer[64]
+    cdef int64_t size
     cdef int32_t i, n = n_args - 2
-    if n_args < 2 or value_type(&args[n_args - 1]) != VT_SHAPE:
+    if n_args < 2:
         return fail_format(
             fail, ERR_TYPE, "call_tir_dyn: expected a function, tensors and a Shape, got %d arguments", n_args
         )
-    shape = <ShapeObj*>value_ptr(&args[n_args - 1])
-    if n + shape.size > 128:
+    dims = shape_of_value("call_tir_dyn", n_args - 1, "Shape", &args[n_args - 1], buffer, &size)
+    if dims == NULL:
+        return -1
+    if n + size > 128:
         return fail_format(
-            fail, ERR_VALUE, "call_tir_dyn: %d tensors and %llu dimensions, at most 128", n,
-            <unsigned long long>shape.size
+            fail, ERR_VALUE, "call_tir_dyn: %d tensors and %lld dimensions, at most 128", n, <long long>size
         )
     for i in range(n):
         value_copy(&expanded[i], &args[i + 1])
-    for i in range(<int32_t>shape.size):
-        value_set_int(&expanded[n + i], shape.data[i])
-    return call_function("call_tir_dyn", &args[0], expanded, n + <int32_t>shape.size, ret)
+    for i in range(<int32_t>size):
+        value_set_int(&expanded[n + i], dims[i])
+    return call_function("call_tir_dyn", &args[0], expanded, n + <int32_t>size, ret)

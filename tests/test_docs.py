@@ -69,3 +69,24 @@ def test_a_python_function() -> None:
     main: Any = example(pyvm.frontend.python).main
     np.testing.assert_array_equal(main(np.ones((2, 4), np.float32), 3), np.full((2, 4), 4))
     np.testing.assert_array_equal(main(np.ones((1, 4), np.float32), 0), np.full((1, 4), -1))
+
+
+def public() -> dict[str, Any]:
+    """Everything a user meets under `pyvm`: the names, and what is public of the classes among them."""
+    found = {}
+    for name in sorted(set(pyvm.__all__) - {"__version__"}):
+        thing = found[name] = getattr(pyvm, name)
+        if inspect.isclass(thing):
+            found |= {f"{name}.{key}": getattr(thing, key) for key in vars(thing) if not key.startswith("_")}
+    return found
+
+
+def test_help_of_every_public_name() -> None:
+    """A docstring, and a signature that `help` and editors can show."""
+    things = public()
+    assert len(things) > 80 and {"VirtualMachine.profile", "Tensor.numpy", "deadline"} <= set(things)
+    for name, thing in things.items():
+        if callable(thing) or isinstance(thing, property) or inspect.isgetsetdescriptor(thing):
+            assert len(inspect.getdoc(thing) or "") >= len("A label."), name
+        if callable(thing) and not inspect.isclass(thing):
+            assert inspect.signature(thing), name

@@ -507,6 +507,20 @@ def test_what_cannot_be_compiled_is_named() -> None:
         compiled("def main(x: Tensor((2,), float32)) -> Tensor((2,), float32):\n    return nobody(x)\n")
 
 
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        ("relu()", "relu: an operand is missing, got 0"),
+        ("matmul(x)", "matmul: an operand is missing, got 1"),
+        ("concat()", "concat: an operand is missing, got 0"),
+        ("cast(x)", "cast: attribute dtype is missing"),
+    ],
+)
+def test_operators_with_too_little(call: str, problem: str) -> None:
+    with pytest.raises(errors.CompileError, match=problem):
+        compiled(f"def main(x: Tensor((2, 3), float32)) -> Object:\n    return {call}\n")
+
+
 def test_a_failed_call_leaves_nothing_behind() -> None:
     executable = compiled(
         "def main(x: Tensor((2, 3), float32)) -> Tensor((2, 3), float32):\n    return mul(x, const(2.0, float32))\n"

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmcore.types import DataType, Shape
-from vmcore.verify import crc32
 
 from .byte_reader import MAX_NDIM, ByteReader, checked_tensor, make_tensor
 from .executable import DebugInfo, FunctionInfo, VMExecutable
@@ -87,9 +87,9 @@ def _read_table(read: Callable[[int, int], bytes], file_size: int) -> dict[int, 
     (header_crc,) = struct.unpack_from("<I", raw, HEADER.size)
     if magic != VMX_MAGIC:
         raise errors.FormatError(f"vmx header: magic {magic!r}, expected {VMX_MAGIC!r}")
-    if crc32(raw[: HEADER.size]) != header_crc:
+    if zlib.crc32(raw[: HEADER.size]) != header_crc:
         raise errors.FormatError(
-            f"vmx header: checksum {crc32(raw[: HEADER.size]):#010x}, stored {header_crc:#010x}"
+            f"vmx header: checksum {zlib.crc32(raw[: HEADER.size]):#010x}, stored {header_crc:#010x}"
         )
     if major != VERSION[0]:
         raise errors.VersionError(f"vmx header: format version {major}.{minor}, this reader knows {VERSION[0]}.x")
@@ -102,8 +102,8 @@ def _read_table(read: Callable[[int, int], bytes], file_size: int) -> dict[int, 
         raise errors.FormatError(
             f"vmx section table: {n_sections * ENTRY.size} bytes are needed, {len(table)} are left"
         )
-    if crc32(table) != table_crc:
-        raise errors.FormatError(f"vmx section table: checksum {crc32(table):#010x}, stored {table_crc:#010x}")
+    if zlib.crc32(table) != table_crc:
+        raise errors.FormatError(f"vmx section table: checksum {zlib.crc32(table):#010x}, stored {table_crc:#010x}")
     sections: dict[int, _Section] = {}
     end = HEADER_BYTES + len(table)
     for kind, flags, offset, length, crc, _ in ENTRY.iter_unpack(table):
@@ -217,8 +217,8 @@ def _read_sections(
         name = SECTION_NAMES[kind]
         if len(data) != size:
             raise errors.FormatError(f"vmx {name} section: {size} bytes are needed, {len(data)} could be read")
-        if crc32(data) != crc:
-            raise errors.FormatError(f"vmx {name} section: checksum {crc32(data):#010x}, stored {crc:#010x}")
+        if zlib.crc32(data) != crc:
+            raise errors.FormatError(f"vmx {name} section: checksum {zlib.crc32(data):#010x}, stored {crc:#010x}")
         return data
 
     def reader(kind: int) -> ByteReader | None:
@@ -265,9 +265,9 @@ def _read_sections(
         executable._decode_notes = partial(_read_notes, notes, len(instr_offset))
 
     def check_weights() -> None:
-        if crc32(weights.data) != weights_crc:
+        if zlib.crc32(weights.data) != weights_crc:
             raise errors.FormatError(
-                f"vmx weights section: checksum {crc32(weights.data):#010x}, stored {weights_crc:#010x}"
+                f"vmx weights section: checksum {zlib.crc32(weights.data):#010x}, stored {weights_crc:#010x}"
             )
 
     executable._check_weights = check_weights

@@ -18,8 +18,7 @@ Memory is linear in the size of the code. Steps are counted over the whole execu
 Code that no path reaches must be well-formed all the same; only undefined-register does not apply to it.
 """
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
 from vmcore.isa cimport (
@@ -45,10 +44,6 @@ import numpy as np
 
 from vmcore.status import errors
 from vmcore.types import DataType, Shape
-
-cdef extern from "vmcore/checksum.h" nogil:
-    void crc32_init()
-    uint32_t crc32_update(uint32_t crc, const uint8_t* data, size_t n)
 
 cdef enum:
     MAX_INSTRUCTIONS = (1 << 30) - 1
@@ -695,21 +690,3 @@ def verify(executable) -> None:
     if len(debug) not in (0, len(instr_offset)):
         _fail("debug-info", f"{len(debug)} entries for {len(instr_offset)} instructions")
     verify_parts(list(executable.functions), len(constants), instr_offset, instr_data)
-
-
-def crc32(data) -> int:
-    """CRC-32 of bytes, as `zlib.crc32` computes it: files are checked without loading that module.
-
-    Parameters
-    ----------
-    data : contiguous buffer
-        Anything with bytes; 0 is the checksum of none.
-    """
-    cdef Py_buffer view
-    cdef uint32_t crc
-    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-    crc32_init()
-    with nogil:
-        crc = crc32_update(0, <const uint8_t*>view.buf, <size_t>view.len)
-    PyBuffer_Release(&view)
-    return crc

@@ -113,10 +113,11 @@ def _build_here(kind: str) -> None:
     modules = cythonize(
         extensions, compiler_directives=setup_py.DIRECTIVES, build_dir="build/cython", nthreads=jobs, quiet=True
     )
-    command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
+    libraries = setup_py.linked(modules)
+    distribution = Distribution({"ext_modules": libraries, "cmdclass": {"build_ext": setup_py.BuildLibrary}})
+    command = distribution.get_command_obj("build_ext")
     command.inplace = True
     command.build_temp = "build/temp"
-    command.parallel = jobs
     command.ensure_finalized()
     command.run()
 

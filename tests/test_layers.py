@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import vmcore
+
 ROOT = Path(__file__).resolve().parent.parent
 
 COMPILER = ("pyvm.ir", "pyvm.op", "pyvm.transform", "pyvm.codegen", "pyvm.frontend", "pyvm.compile")
@@ -180,3 +182,8 @@ def test_memory_is_taken_in_one_place() -> None:
             continue
         wrong += [f"{path.relative_to(ROOT)}: {found[0]}" for found in taken.finditer(path.read_text(encoding="utf-8"))]
     assert not wrong, "\n".join(wrong)
+
+
+def test_library_holds_every_module() -> None:
+    sources = {module_name(path) for path in ROOT.glob("vmcore/**/*.pyx")}
+    assert {f"vmcore.{name}" for name in vmcore.MODULES} == sources - {"vmcore.checked"}

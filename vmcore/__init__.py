@@ -1,4 +1,4 @@
-"""The virtual machine's core. Its extension modules are in one library, where a finder of their names looks for them."""
+"""The core of the virtual machine. Its extension modules are in one library, where a finder of their names looks."""
 
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec

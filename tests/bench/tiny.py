@@ -1,4 +1,8 @@
-"""Latency of models so small that the runtime is what is measured, next to ONNX Runtime, at one and two threads."""
+"""Latency of models so small that the runtime is what is measured, next to ONNX Runtime, at one and two threads.
+
+The digits demo is between these and the real models: its 175,000 multiply-adds alone take 3 us of one core that does
+nothing else, a fifth of ONNX Runtime's time. It has the budget of the real models.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,10 @@ def run(quick: bool) -> Section:
         return section
     import pyvm
 
-    for name, make in (
-        ("1 operator, 16 floats", _one_operator),
-        ("MLP 16-32-32-8, 1 row", _mlp),
-        ("digits demo, 1 image", _digits),
+    for name, make, budget in (
+        ("1 operator, 16 floats", _one_operator, 0.2),
+        ("MLP 16-32-32-8, 1 row", _mlp, 0.2),
+        ("digits demo, 1 image", _digits, 1.0),
     ):
         model, x = make()
         function = pyvm.VirtualMachine(pyvm.compile(model))["main"]
@@ -47,7 +51,7 @@ def run(quick: bool) -> Section:
                 calls = {"pyvm": _loop(ours), "ONNX Runtime": _loop(theirs)}
                 times = alternate(calls, 5 if quick else 40, 1, SETTLE_S if threads > 1 else 0.0)
                 del session, theirs
-            section.rows.append(_row(f"{name}, {threads} thread{'s' if threads > 1 else ''}", times))
+            section.rows.append(_row(f"{name}, {threads} thread{'s' if threads > 1 else ''}", budget, times))
     pyvm.set_num_threads(1)
     return section
 
@@ -64,7 +68,7 @@ def _loop(call: Callable[[], Any]) -> Call:
     return calls
 
 
-def _row(name: str, times: dict[str, np.ndarray]) -> Row:
+def _row(name: str, budget: float, times: dict[str, np.ndarray]) -> Row:
     best = {side: values.min() / NUMBER / 1e3 for side, values in times.items()}
     middle = {side: float(np.median(values)) / NUMBER / 1e3 for side, values in times.items()}
     ours, theirs = middle["pyvm"], middle["ONNX Runtime"]
@@ -74,7 +78,7 @@ def _row(name: str, times: dict[str, np.ndarray]) -> Row:
         best["pyvm"],
         "ONNX Runtime",
         best["ONNX Runtime"],
-        Target(0.2, at_least=False),
+        Target(budget, at_least=False),
         note=f"median {ours:.4g} / {theirs:.4g} = {ours / theirs:.3f}",
         details={"median_us": middle},
     )

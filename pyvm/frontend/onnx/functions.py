@@ -72,6 +72,7 @@ class FunctionLibrary:
         self._own = {(standard_domain(f.domain), f.name): f for f in model.functions}
         self._n_expanded = 0
         self._n_nodes = 0
+        self._sizes: dict[tuple[str, str], int] = {}  # nodes that a function of the model expands to
         self._looked_at: set[tuple[str, str]] = set()  # functions whose nodes have a converter, or are reported
 
     def refuse_unsupported(self, nodes: Sequence[NodeProto], opsets: Opsets) -> None:
@@ -81,6 +82,8 @@ class FunctionLibrary:
         ------
         UnsupportedOpError
             Lists all operators, each with its nodes.
+        FrontendError
+            Functions of the model call themselves, or expand to more than 200,000 nodes.
         """
         missing: dict[str, list[str]] = {}
         for node, opset, path in self._unsupported(nodes, opsets, (), ()):
@@ -92,6 +95,28 @@ class FunctionLibrary:
             listed = "; ".join(f"{operator}: {', '.join(names)}" for operator, names in sorted(missing.items()))
             count = sum(map(len, missing.values()))
             raise UnsupportedOpError(f"{count} nodes use {len(missing)} unsupported operators: {listed}")
+        for node in nodes:  # before anything is expanded: thirty functions that call the next one twice are 2^30 nodes
+            if self._expanded_size([node], opsets) > _MAX_NODES:
+                raise self._too_large(node)
+
+    def _expanded_size(self, nodes: Sequence[NodeProto], opsets: Opsets) -> int:
+        """Number of nodes once the model's own functions, which do not call themselves, are expanded."""
+        total = len(nodes)
+        for node in nodes:
+            total += sum(self._expanded_size(graph.node, opsets) for graph in _subgraphs(node))
+            domain, _, converter = resolve(node, opsets)
+            key = domain, node.op_type
+            if converter is not None or key not in self._own:
+                continue
+            if key not in self._sizes:
+                function = self._own[key]
+                self._sizes[key] = self._expanded_size(function.node, opsets_of(function.opset_import))
+            total += self._sizes[key]
+        return total
+
+    @staticmethod
+    def _too_large(node: NodeProto) -> FrontendError:
+        return FrontendError(f"functions of the model expand to more than {_MAX_NODES} nodes, at {node.op_type!r}")
 
     def _unsupported(
         self, nodes: Sequence[NodeProto], opsets: Opsets, path: tuple[str, ...], open: tuple[tuple[str, str], ...]
@@ -141,7 +166,7 @@ class FunctionLibrary:
         self._n_expanded += 1
         self._n_nodes += len(function.node)
         if self._n_nodes > _MAX_NODES:
-            raise FrontendError(f"functions of the model expand to more than {_MAX_NODES} nodes, at {node.op_type!r}")
+            raise self._too_large(node)
         nodes = _instantiate(node, function, defaults, f"{node.op_type}_{self._n_expanded}/")
         self.refuse_unsupported(nodes, inner_opsets)
         return Body(nodes, inner_opsets)

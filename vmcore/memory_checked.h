@@ -49,7 +49,7 @@ typedef struct MemoryBooks {
 _Static_assert(sizeof(MemoryBooks) <= 16384, "the books fit in their object");
 
 extern MemoryBooks vmcore_memory_books;
-__asm__(".pushsection .bss.vmcore_memory_books,\"aw\",%nobits\n"
+__asm__(".pushsection .bss.vmcore_memory_books,\"awG\",%nobits,vmcore_memory_books,comdat\n"
         ".balign 64\n"
         ".type vmcore_memory_books, %gnu_unique_object\n"
         ".size vmcore_memory_books, " MEMORY_BOOKS_BYTES "\n"

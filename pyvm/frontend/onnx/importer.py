@@ -368,7 +368,7 @@ class GraphImporter:
         if name in self._exprs or name in self._contents:
             raise FrontendError(f"value {name!r} is computed twice")
         if shape_values.is_constant(content):
-            self._exprs[name] = Constant(np.array(content.tolist(), dtype=dtype).reshape(content.shape))
+            self._exprs[name] = Constant(np.array(content.reshape(-1).tolist(), dtype=dtype).reshape(content.shape))
             return
         self._contents[name] = content
         self._dtypes[name] = dtype

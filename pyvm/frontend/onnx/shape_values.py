@@ -28,7 +28,7 @@ def content_of_array(array: np.ndarray) -> Content | None:
     """The content of a constant; None if it is too big to be one of a shape, or not of numbers."""
     if array.size > MAX_ELEMENTS or array.dtype.kind not in "iubf":
         return None
-    return np.array(array.tolist(), dtype=object).reshape(array.shape)
+    return np.array(array.reshape(-1).tolist(), dtype=object).reshape(array.shape)
 
 
 def make_content(values: Sequence[Any], shape: tuple[int, ...] | None = None) -> Content:

@@ -242,3 +242,9 @@ def test_shapes_with_axes_of_run_time(call: str) -> None:
     proto = model(f"g (float[N, M] x, int64[1] a) => (int64[P] y) {{ s = Shape(x)  y = {call} }}")
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     check(proto, *({"x": np.zeros((2, 3), np.float32), "a": np.array([axis])} for axis in (0, -1)))
+
+
+def test_empty_contents_of_many_rows() -> None:
+    # Nested lists of it would be 2^40 lists of nothing.
+    content = content_of_array(np.empty((1 << 40, 0), np.int64))
+    assert content is not None and content.shape == (1 << 40, 0)

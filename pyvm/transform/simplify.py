@@ -96,7 +96,7 @@ class _Simplify(Rewriter):
             self.replace(binding.var, value)
 
     def _simpler(self, call: Call) -> Expr | None:
-        if isinstance(call.op, (ExternFunc, GlobalVar, Var)):
+        if isinstance(call.op, (ExternFunc, GlobalVar, Var)) or _may_broadcast(call):
             return None
         for rule in _RULES.get(call.op.name, ()):
             try:
@@ -118,6 +118,14 @@ class _Simplify(Rewriter):
 
     def is_read_once(self, operand: Expr) -> bool:
         return isinstance(operand, Var) and self._uses.get(operand) == 1
+
+
+def _may_broadcast(call: Call) -> bool:
+    """Whether the shape of the result depends on several operands in a way that is not known before a run."""
+    info = call.struct_info
+    if not isinstance(info, TensorStructInfo) or info.shape is not None:
+        return False
+    return sum(isinstance(arg.struct_info, TensorStructInfo) for arg in call.args) > 1
 
 
 def _agrees(found: object, wanted: object) -> bool:
@@ -272,7 +280,8 @@ def _bounded_already(walk: _Simplify, call: Call) -> Expr | None:
     if not (low <= high and lo <= hi):
         return None
     bounds = (min(max(low, lo), hi), min(max(high, lo), hi))
-    lower, upper = (None if math.isinf(bound) else bound for bound in bounds)
+    lower = None if bounds[0] == -math.inf else bounds[0]
+    upper = None if bounds[1] == math.inf else bounds[1]
     return _again(call, [inner.args[0]], {"lo": lower, "hi": upper}, "clip")
 
 
@@ -327,10 +336,15 @@ def _cast_of_cast(walk: _Simplify, call: Call) -> Expr | None:
     inner = walk.made_by(x, "cast")
     if inner is None:
         return None
-    first = inner.args[0].struct_info
-    if not isinstance(first, TensorStructInfo) or first.dtype is None:
+    info = inner.args[0].struct_info
+    if not isinstance(info, TensorStructInfo) or info.dtype is None:
         return None
-    return _again(call, [inner.args[0]]) if loses_nothing(first.dtype, inner.attrs["dtype"]) else None
+    first, between, last = info.dtype, inner.attrs["dtype"], call.attrs["dtype"]
+    if not loses_nothing(first, between):
+        return None
+    # Integers wrap around where the target is too small, numbers that come from a floating-point type stop at its ends.
+    saturates = "float" in between and "float" not in first and "float" not in last and last != "bool"
+    return None if saturates and not loses_nothing(first, last) else _again(call, [inner.args[0]])
 
 
 def loses_nothing(source: str, target: str) -> bool:
@@ -426,6 +440,9 @@ def _pad_by_nothing(_: _Simplify, call: Call) -> Expr | None:
     return call.args[0]
 
 
+_MAX_PARTS = 64  # of one concat that is made of several: a chain of n of them must not take n * n steps
+
+
 @_rule("concat")
 def _concat_of_one(walk: _Simplify, call: Call) -> Expr | None:
     """One part, parts without elements, and parts that are concatenated along this axis for nothing else."""
@@ -440,7 +457,7 @@ def _concat_of_one(walk: _Simplify, call: Call) -> Expr | None:
         inner = walk.made_by(arg, "concat") if walk.is_read_once(arg) else None
         same_axis = inner is not None and _from_front(inner, axis) == _from_front(inner, inner.attrs["axis"])
         parts += inner.args if inner is not None and same_axis else (arg,)
-    return _again(call, parts) if len(parts) > len(call.args) else None
+    return _again(call, parts) if len(call.args) < len(parts) <= _MAX_PARTS else None
 
 
 def _from_front(call: Call, axis: int) -> int:

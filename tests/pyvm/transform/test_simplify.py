@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 
 import pyvm
 from pyvm import op
-from pyvm.ir import BlockBuilder, Expr, IRModule, TensorStructInfo, Tuple, Var, check_well_formed, parse
-from pyvm.transform import eliminate_dead_code, simplify
+from pyvm.ir import BlockBuilder, Call, Expr, IRModule, TensorStructInfo, Tuple, Var, check_well_formed, parse
+from pyvm.transform import DEFAULT_PIPELINE, eliminate_dead_code, simplify
 from pyvm.transform.simplify import loses_nothing
 from tests.golden import read
 from tests.ir_evaluator import run_module
@@ -150,3 +151,80 @@ def test_casts_that_lose_nothing() -> None:
             exact = bool((back == edges).all())
             assert loses_nothing(source, target) <= exact, (source, target)
     assert loses_nothing("int32", "float64") and not loses_nothing("int64", "float64")
+
+
+def compiled_both_ways(module: IRModule, *args: Any) -> tuple[Any, Any]:
+    """What the module gives compiled, with and without the pass."""
+    without = [one for one in DEFAULT_PIPELINE if one is not simplify]
+    machines = (pyvm.VirtualMachine(pyvm.compile(module, passes=passes)) for passes in (None, without))
+    with_pass, without_it = (np.asarray(machine["main"](*args)) for machine in machines)
+    return with_pass, without_it
+
+
+def unary_program(info: TensorStructInfo, make: Callable[[BlockBuilder, Var], Expr]) -> IRModule:
+    bb = BlockBuilder()
+    x = Var("x", info)
+    with bb.function("main", [x]):
+        bb.emit_func_output(bb.emit(make(bb, x)))
+    return bb.get()
+
+
+@pytest.mark.parametrize("source", ["int8", "uint8", "int16", "uint16", "int32", "uint32"])
+@pytest.mark.parametrize("between", ["float64", "float32", "int64"])
+@pytest.mark.parametrize("last", ["int8", "uint8", "int16", "uint32", "int32", "uint64", "float16", "bool"])
+def test_casts_of_numbers_out_of_range(source: str, between: str, last: str) -> None:
+    """Integers wrap around, floating-point numbers stop at the ends of an integer type: one cast is not two."""
+    limits = np.iinfo(source)
+    x = np.array([limits.min, -1 if limits.min else 3, 0, 1, 127, 128, 200, 255, 256, 300, limits.max])
+    x = x[(x >= limits.min) & (x <= limits.max)].astype(source)
+    info = TensorStructInfo(x.shape, source)
+    module = unary_program(info, lambda bb, v: op.cast(bb.emit(op.cast(v, between)), last))
+    same_bits(*compiled_both_ways(module, x))
+
+
+BOUNDS = [(None, None), (np.inf, None), (None, -np.inf), (-np.inf, np.inf), (-np.inf, -np.inf), (2, 6), (6, 2)]
+
+
+@pytest.mark.parametrize("inner", BOUNDS)
+@pytest.mark.parametrize("outer", [*BOUNDS, "relu"])
+def test_bounds_that_are_infinite(inner: tuple[Any, Any], outer: Any) -> None:
+    def make(bb: BlockBuilder, x: Var) -> Expr:
+        y = bb.emit(op.clip(x, *inner))
+        return op.relu(y) if outer == "relu" else op.clip(y, *outer)
+
+    module = unary_program(TensorStructInfo(SPECIAL.shape, "float32"), make)
+    same_bits(*compiled_both_ways(module, SPECIAL), zeros_too=False)
+
+
+def test_operands_of_unknown_shape_stay() -> None:
+    """The other operand may be larger."""
+    unknown = TensorStructInfo(None, "float32", 2)
+    ones, zeros = np.ones((3, 4), np.float32), np.zeros((3, 4), np.float32)
+    for make in (
+        lambda bb, x: op.mul(x, ones),
+        lambda bb, x: op.div(x, ones),
+        lambda bb, x: op.sub(x, zeros),
+        lambda bb, x: op.pow(x, ones * 2),
+        lambda bb, x: op.where(ones > 0, x, x),
+        lambda bb, x: op.add(bb.emit(op.broadcast_to(bb.emit(op.reshape(x, (1, 4))), (3, 4))), x),
+    ):
+        module = unary_program(unknown, make)
+        assert simplify(module) is module or simplify(module).script() == module.script()
+    neg_neg = unary_program(unknown, lambda bb, x: op.neg(bb.emit(op.neg(x))))
+    assert " neg(" not in eliminate_dead_code(simplify(neg_neg)).script()
+
+
+def test_a_chain_of_concats_is_bounded() -> None:
+    """No call gets more arguments than a program can say, and a chain of n takes no n * n steps."""
+
+    def make(bb: BlockBuilder, x: Var) -> Expr:
+        y: Expr = x
+        for _ in range(300):
+            y = bb.emit(op.concat([y, x], 0))
+        return op.neg(y)
+
+    module = unary_program(TensorStructInfo((1,), "float32"), make)
+    calls = [binding.value for binding in simplify(module).functions["main"].body.bindings()]
+    assert max(len(call.args) for call in calls if isinstance(call, Call)) <= 64
+    with_pass, without_it = compiled_both_ways(module, np.ones(1, np.float32))
+    same_bits(with_pass, without_it)

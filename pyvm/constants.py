@@ -6,10 +6,12 @@ Whoever builds an executable normalizes its constants; readers of files make the
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import Any, Union
 
 import numpy as np
 
+from vmcore.errors import FormatError
 from vmcore.types import BitsArray, DataType, Shape, stored_dtype, tensor_dtype
 
 Constant = Union[np.ndarray, Shape, str, int, float, DataType]  # noqa: UP007 (evaluated at run time)
@@ -64,6 +66,23 @@ def normalize_constant(value: Any) -> Constant:
         array = array.copy(order="C")
         array.flags.writeable = False
     return array
+
+
+def is_constant(value: object) -> bool:
+    """Whether the pool can hold it as it is."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and -(2**63) <= value < 2**63
+    if isinstance(value, np.ndarray):
+        return value.flags.c_contiguous and value.dtype.isnative and value.dtype.kind in "biufc"
+    return isinstance(value, (Shape, DataType, str, float))
+
+
+def check_constants(constants: Iterable[object]) -> None:
+    """Raises FormatError if there is a value that no pool holds: no file can say it."""
+    for index, value in enumerate(constants):
+        if not is_constant(value):
+            what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
+            raise FormatError(f"constant {index} is {what}: the constant pool holds none such, and no file")
 
 
 def constant_key(value: Constant) -> tuple[Any, ...]:

@@ -121,7 +121,16 @@ def _dims_from_json(dims: Any) -> tuple[int | str, ...] | None:
     return tuple(dims)
 
 
-def _spec_to_json(spec: Spec) -> dict[str, Any]:
+MAX_SPEC_DEPTH = 64  # of tuples in one another, in a file
+
+
+def _too_deep() -> FormatError:
+    return FormatError(f"signature: tuples are nested deeper than {MAX_SPEC_DEPTH}")
+
+
+def _spec_to_json(spec: Spec, depth: int = 0) -> dict[str, Any]:
+    if depth > MAX_SPEC_DEPTH:
+        raise _too_deep()
     if isinstance(spec, TensorSpec):
         return {"kind": "tensor", "name": spec.name, "shape": _dims_to_json(spec.shape), "dtype": spec.dtype}
     if isinstance(spec, ShapeSpec):
@@ -129,16 +138,13 @@ def _spec_to_json(spec: Spec) -> dict[str, Any]:
     if isinstance(spec, ScalarSpec):
         return {"kind": "scalar", "name": spec.name, "dtype": spec.dtype}
     if isinstance(spec, TupleSpec):
-        return {"kind": "tuple", "name": spec.name, "fields": [_spec_to_json(f) for f in spec.fields]}
+        return {"kind": "tuple", "name": spec.name, "fields": [_spec_to_json(f, depth + 1) for f in spec.fields]}
     return {"kind": "object", "name": spec.name}
 
 
-_MAX_SPEC_DEPTH = 64
-
-
 def _spec_from_json(data: Any, depth: int = 0) -> Spec:
-    if depth > _MAX_SPEC_DEPTH:
-        raise FormatError(f"signature: tuples are nested deeper than {_MAX_SPEC_DEPTH}")
+    if depth > MAX_SPEC_DEPTH:
+        raise _too_deep()
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         raise FormatError("signature: a parameter is not an object with a name")
     kind, name = data.get("kind"), data["name"]
@@ -166,7 +172,7 @@ class Signature(_Record):
         self.results: list[Spec] = list(results)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists, dicts, strings and ints."""
+        """Plain lists, dicts, strings and ints; raises FormatError if tuples are nested deeper than 64."""
         return {"params": [_spec_to_json(p) for p in self.params], "results": [_spec_to_json(r) for r in self.results]}
 
     @classmethod

@@ -22,6 +22,7 @@ from vmcore.errors import FormatError, VersionError
 from vmcore.types import DataType, Shape, tensor_dtype
 
 from .byte_reader import MAX_NDIM, ByteReader, checked_tensor, make_tensor
+from .constants import check_constants
 from .executable import TVM_MAGICS, FunctionInfo, VMExecutable
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def write_tvm(executable: VMExecutable, *, version: int = 2) -> bytes:
         raise VersionError(
             f"TVM executable: version 1 has no place for the {len(executable.memory_scopes)} memory scopes"
         )
+    check_constants(executable.constants)
     out: list[bytes | memoryview] = [struct.pack("<QQ", _MAGIC[version], len(_FORMAT_VERSION)), _FORMAT_VERSION]
     out.append(struct.pack("<Q", len(executable.functions)))
     out += map(write_function, executable.functions)

@@ -15,6 +15,7 @@ import numpy as np
 from vmcore.errors import FormatError
 from vmcore.types import DataType, Shape, tensor_dtype
 
+from .constants import check_constants
 from .tvm_format import write_function, write_string
 from .vmx_format import (
     ALIGN,
@@ -54,6 +55,7 @@ def _align(n: int) -> int:
 
 def _write_constants(constants: list[Constant]) -> tuple[bytes, list[np.ndarray]]:
     """The CONSTANTS section and the tensors of WEIGHTS in order."""
+    check_constants(constants)
     out = [struct.pack("<Q", len(constants))]
     weights: list[np.ndarray] = []
     at = 0
@@ -82,7 +84,9 @@ def _write_code(executable: VMExecutable) -> bytes:
     return struct.pack("<QQ", *map(len, arrays)) + b"".join(a.tobytes() for a in arrays)
 
 
-def _write_debug(debug: DebugInfo) -> bytes:
+def _write_debug(debug: DebugInfo, name: str, n_instr: int) -> bytes:
+    if len(debug) != n_instr:
+        raise FormatError(f"{name} section: {len(debug)} entries for {n_instr} instructions")
     strings = struct.pack("<Q", len(debug.strings)) + b"".join(map(write_string, debug.strings))
     return strings + struct.pack("<Q", len(debug.indices)) + debug.indices.astype("<i4", copy=False).tobytes()
 
@@ -104,6 +108,7 @@ def _write_meta(executable: VMExecutable) -> bytes:
 def _write_sections(executable: VMExecutable, file: BinaryIO) -> None:
     constants, weights = _write_constants(executable.constants)
     functions = struct.pack("<Q", len(executable.functions)) + b"".join(map(write_function, executable.functions))
+    n_instr = len(executable.instr_offset)
     sections: list[tuple[int, bytes]] = [
         (FUNCTIONS, functions),
         (CODE, _write_code(executable)),
@@ -113,11 +118,11 @@ def _write_sections(executable: VMExecutable, file: BinaryIO) -> None:
         scopes = [struct.pack("<q", i) + write_string(scope) for i, scope in executable.memory_scopes.items()]
         sections.append((SCOPES, struct.pack("<Q", len(scopes)) + b"".join(scopes)))
     if len(executable.debug):
-        sections.append((DEBUG, _write_debug(executable.debug)))
+        sections.append((DEBUG, _write_debug(executable.debug, "debug", n_instr)))
     if executable.signatures or executable.metadata:
         sections.append((META, _write_meta(executable)))
     if len(executable.notes):
-        sections.append((NOTES, _write_debug(executable.notes)))
+        sections.append((NOTES, _write_debug(executable.notes, "notes", n_instr)))
 
     n_sections = len(sections) + bool(weights)
     at = _align(HEADER_BYTES + n_sections * ENTRY.size)

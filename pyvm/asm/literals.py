@@ -12,7 +12,7 @@ import numpy as np
 from vmcore.errors import FormatError
 from vmcore.types import BitsArray, DataType, Shape, tensor_dtype
 
-from ..constants import Constant
+from ..constants import Constant, is_constant
 
 _MAX_LISTED = 16  # tensors of up to so many elements are printed as numbers
 
@@ -64,15 +64,6 @@ def _listed(text: str, dtype: np.dtype) -> bytes:
     values = [float(v) if dtype.kind == "f" else int(v) for v in text[1:-1].split(", ") if v]
     with np.errstate(over="ignore"):
         return np.array(values, dtype=np.float64 if dtype.kind == "f" else object).astype(dtype).tobytes()
-
-
-def is_constant(value: object) -> bool:
-    """Whether the pool can hold it."""
-    if isinstance(value, int):
-        return not isinstance(value, bool) and -(2**63) <= value < 2**63
-    if isinstance(value, np.ndarray):
-        return value.flags.c_contiguous and value.dtype.isnative and value.dtype.kind in "biufc"
-    return isinstance(value, (Shape, DataType, str, float))
 
 
 def any_text(value: object) -> str:

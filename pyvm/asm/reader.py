@@ -14,11 +14,10 @@ from vmcore.errors import FormatError
 from vmcore.isa import VOID_REGISTER, pack_arg, unpack_arg
 from vmcore.types import BitsArray, DataType, Shape, stored_dtype
 
-from ..constants import Constant, constant_key
+from ..constants import Constant, constant_key, is_constant
 from ..executable import PACKED_FUNC, VM_FUNC, VMTIR_FUNC, DebugInfo, FunctionInfo, VMExecutable
 from ..signature import Signature
 from .line import Line
-from .literals import is_constant
 from .words import CALL, CONSTANT, FUNCTION, GOTO, IF, IMMEDIATE, IMMEDIATE_LIMIT, REGISTER, RET
 
 

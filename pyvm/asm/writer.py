@@ -10,9 +10,9 @@ import numpy as np
 from vmcore.errors import FormatError
 from vmcore.isa import MAX_ARGS, VOID_REGISTER, register_name, unpack_arg
 
-from ..constants import constant_key
+from ..constants import constant_key, is_constant
 from ..executable import PACKED_FUNC, PACKED_NUM_ARGS, VM_FUNC, VMTIR_FUNC, DebugInfo, FunctionInfo, VMExecutable
-from .literals import constant_text, function_text, is_constant, param_text, quoted
+from .literals import constant_text, function_text, param_text, quoted
 from .words import CALL, CONSTANT, FUNCTION, GOTO, IF, IMMEDIATE, IMMEDIATE_LIMIT, REGISTER, RET, instructions, is_whole
 
 _WORDS_IN_LINE = 16

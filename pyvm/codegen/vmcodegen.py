@@ -38,7 +38,7 @@ from pyvm.ir import (
 )
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.source import notes_of
-from pyvm.signature import ObjectSpec, ScalarSpec, ShapeSpec, Signature, Spec, TensorSpec, TupleSpec
+from pyvm.signature import MAX_SPEC_DEPTH, ObjectSpec, ScalarSpec, ShapeSpec, Signature, Spec, TensorSpec, TupleSpec
 from pyvm.transform.kill_after_last_use import takes_over
 from pyvm.transform.liveness import Liveness, find_deaths
 from pyvm.transform.lowered import ALLOC_STORAGE, ALLOC_TENSOR_AT, KILL, NEEDS_VM, RESHAPE, extern_name
@@ -359,15 +359,15 @@ def signature_of(function: Function) -> Signature:
     return Signature(params, [_spec(name, field) for name, field in zip(names, fields, strict=False)])
 
 
-def _spec(name: str, info: StructInfo | None) -> Spec:
+def _spec(name: str, info: StructInfo | None, depth: int = 0) -> Spec:
     if isinstance(info, TensorStructInfo):
         return TensorSpec(name, _dims(info.shape), info.dtype)
     if isinstance(info, ShapeStructInfo):
         return ShapeSpec(name, _dims(info.values))
     if isinstance(info, PrimStructInfo):
         return ScalarSpec(name, info.dtype)
-    if isinstance(info, TupleStructInfo):
-        return TupleSpec(name, tuple(_spec(f"{name}[{i}]", field) for i, field in enumerate(info.fields)))
+    if isinstance(info, TupleStructInfo) and depth < MAX_SPEC_DEPTH:
+        return TupleSpec(name, tuple(_spec(f"{name}[{i}]", field, depth + 1) for i, field in enumerate(info.fields)))
     return ObjectSpec(name)
 
 

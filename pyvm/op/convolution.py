@@ -147,6 +147,8 @@ def _infer_conv(call: Call) -> StructInfo:
         panels = attrs["group"] * -(-(attrs["columns"] // attrs["group"]) // PANEL_COLUMNS)
         if w.shape is None or (w.shape[0], w.shape[1], w.shape[3]) != (WINOGRAD_POINTS, panels, PANEL_COLUMNS):
             fail("conv", f"transformed weights {show_shape(w.shape)} for {attrs['columns']} output channels")
+        if any(attrs[key] != (1, 1) for key in ("strides", "dilations")):
+            fail("conv", f"transformed weights with strides {attrs['strides']}, dilations {attrs['dilations']}, not 1")
         w = TensorStructInfo((attrs["columns"], w.shape[2], 3, 3), dtype)
     n = len(attrs["strides"])
     if x.shape is None or w.shape is None:

@@ -17,8 +17,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+import pyvm
 from pyvm import vmx_format, vmx_writer
+from pyvm.asm import assemble, disassemble
 from pyvm.executable import DebugInfo, VMExecutable, load_executable
+from pyvm.ir import BlockBuilder, StructInfo, TensorStructInfo, TupleStructInfo, Var
+from pyvm.signature import ObjectSpec, Signature, Spec, TupleSpec
 from pyvm.vm import VirtualMachine
 from pyvm.vmx_format import FLAG_CRITICAL, load_vmx, read_vmx
 from pyvm.vmx_writer import write_vmx
@@ -163,6 +167,41 @@ def test_what_the_format_cannot_hold() -> None:
     executable.functions[0].num_args = 2**70
     with pytest.raises(FormatError, match="64 bits"):
         write_vmx(executable)
+    for name in ("debug", "notes"):
+        executable = sample()
+        getattr(executable, name).indices = getattr(executable, name).indices[:-1]
+        with pytest.raises(FormatError, match=f"{name} section: 8 entries for 9 instructions"):
+            write_vmx(executable)
+
+
+@pytest.mark.parametrize("foreign", [None, True, 2**63, [1, 2], np.array([None]), np.zeros(2, ">f4")])
+def test_constants_that_no_pool_holds(foreign: object) -> None:
+    executable = sample()
+    executable.constants[1] = foreign  # type: ignore[call-overload]
+    for write in (lambda: write_vmx(executable), lambda: executable.to_bytes(version=2)):
+        with pytest.raises(FormatError, match="constant 1 is"):
+            write()
+
+
+def test_deep_signatures() -> None:
+    """Tuples that are nested more deeply than a file says them are objects there."""
+    info: StructInfo = TensorStructInfo((2,), "float32")
+    for _ in range(80):
+        info = TupleStructInfo([info])
+    bb = BlockBuilder()
+    x = Var("x", info)
+    with bb.function("main", [x]):
+        bb.emit_func_output(x)
+    executable = pyvm.compile(bb.get())
+    again = read_vmx(write_vmx(executable))
+    again.verify(full=True)
+    assert again == executable and assemble(disassemble(executable)) == executable
+    deep: Spec = ObjectSpec("x")
+    for _ in range(2000):
+        deep = TupleSpec("x", [deep])
+    executable.signatures = {"main": Signature([deep])}
+    with pytest.raises(FormatError, match="deeper than 64"):
+        write_vmx(executable)
 
 
 def test_every_flipped_bit_outside_the_weights_is_found() -> None:
@@ -198,6 +237,18 @@ def edit(change: Callable[[bytearray, dict[int, tuple[int, int]]], None]) -> byt
     data = bytearray(write_vmx(sample()))
     change(data, sections(bytes(data)))
     return sealed(data)
+
+
+def with_one_less(kind: int) -> bytes:
+    """The sample, whose DEBUG or NOTES section has an index for all of the 9 instructions but the last."""
+
+    def change(data: bytearray, found: dict[int, tuple[int, int]]) -> None:
+        at, offset = found[kind]
+        _, flags, _, size, crc, zero = ENTRY.unpack_from(data, at)
+        struct.pack_into("<Q", data, offset + size - 9 * 4 - 8, 8)
+        ENTRY.pack_into(data, at, kind, flags, offset, size - 4, crc, zero)
+
+    return edit(change)
 
 
 def with_section(kind: int, flags: int) -> bytes:
@@ -287,10 +338,8 @@ def test_hostile_meta(meta: bytes) -> None:
 
 
 def test_debug_entries_for_another_number_of_instructions() -> None:
-    executable = sample()
-    executable.debug.indices = executable.debug.indices[:-1]
-    with pytest.raises(FormatError, match="8 entries for 9 instructions"):
-        read_vmx(write_vmx(executable))
+    with pytest.raises(FormatError, match="vmx debug section.*8 entries for 9 instructions"):
+        read_vmx(with_one_less(DEBUG))
     executable = sample()
     executable.debug.indices = executable.debug.indices + 7
     with pytest.raises(FormatError, match="is not in -1..2"):
@@ -403,9 +452,7 @@ def test_notes_are_decoded_when_they_are_looked_at() -> None:
     assert executable._decode_notes is not None
     assert list(executable.notes) == list(sample().notes) and executable._decode_notes is None
     assert any(note and "\n" in note for note in executable.notes)
-    broken = sample()
-    broken.notes.indices = broken.notes.indices[:-1]
-    executable = read_vmx(write_vmx(broken))
+    executable = read_vmx(with_one_less(NOTES))
     with pytest.raises(FormatError, match="vmx notes section.*8 entries for 9 instructions"):
         executable.verify(full=True)
     with pytest.raises(FormatError, match="vmx notes section"):

@@ -24,13 +24,18 @@ static inline void pool_clip(const Window *w, int a, int64_t o, int64_t *first, 
   *first = start >= 0 ? 0 : planes_min((-start + d - 1) / d, k);
   *last = start >= n ? *first : planes_max(planes_min((n - start + d - 1) / d, k), *first);
 }
+/* Where the outer loop over the taps [first, last) of three axes ends: at its beginning where there are none. An input
+ * without elements may have axes of any size, so that the other loops could run for years with nothing to do. */
+static inline int64_t pool_outer_end(const int64_t *first, const int64_t *last) {
+  return last[1] > first[1] && last[2] > first[2] ? last[0] : first[0];
+}
 static inline int64_t pool_padded_taps(const Window *w, int a, int64_t o, int64_t pad_end) {
   int64_t start = o * w->stride[a] - w->pad[a], d = w->dilation[a], n = w->in[a] + pad_end;
   return start >= n ? 0 : planes_min((n - start + d - 1) / d, w->kernel[a]);
 }
 
-/* The same one output at a time, for windows whose padded planes would be out of proportion, and for large windows with
- * few outputs. Taps outside the input are skipped, so a window may be of any size. */
+/* One output at a time, for powers other than 1 and 2, and where padded rows would be out of proportion. Taps outside the
+ * input are skipped, so a window may be of any size. */
 #define POOL_DEFINE_WINDOWS(T, NAME, ABS, POW) \
   static void NAME(const Window *w, int kind, double p, const T *x, T *out) { \
     int64_t hw = w->in[1] * w->in[2], lo[3], hi[3]; \
@@ -41,7 +46,8 @@ static inline int64_t pool_padded_taps(const Window *w, int a, int64_t o, int64_
         for (int64_t ow = 0; ow < w->out[2]; ++ow) { \
           pool_clip(w, 2, ow, &lo[2], &hi[2]); \
           T acc = kind == POOL_KIND_MAX ? (T)-INFINITY : 0; \
-          for (int64_t i = lo[0]; i < hi[0]; ++i) \
+          const int64_t end = pool_outer_end(lo, hi); \
+          for (int64_t i = lo[0]; i < end; ++i) \
             for (int64_t j = lo[1]; j < hi[1]; ++j) { \
               const T *row = x + (od * w->stride[0] - w->pad[0] + i * w->dilation[0]) * hw + \
                              (oh * w->stride[1] - w->pad[1] + j * w->dilation[1]) * w->in[2] + ow * w->stride[2] - \
@@ -76,7 +82,8 @@ POOL_DEFINE_WINDOWS(double, pool_windows_f64, fabs, pow)
           pool_clip(w, 2, ow, &lo[2], &hi[2]); \
           T best = LOWEST; \
           int64_t best_d = -1, best_h = 0, best_w = 0; \
-          for (int64_t i = lo[0]; i < hi[0]; ++i) \
+          const int64_t end = pool_outer_end(lo, hi); \
+          for (int64_t i = lo[0]; i < end; ++i) \
             for (int64_t j = lo[1]; j < hi[1]; ++j) \
               for (int64_t k = lo[2]; k < hi[2]; ++k) { \
                 int64_t d = od * w->stride[0] - w->pad[0] + i * w->dilation[0]; \
@@ -131,9 +138,11 @@ typedef struct PoolLoops {
 
 static const PoolLoops *const pool_loops_by_isa[3] = VM_ISA_TABLE(pool_loops);
 
-/* Sizes of the lines; 0 where they would be out of proportion with the input and the output (hostile padding). */
+/* Sizes of the lines; 0 where they would be out of proportion with the input and the output (hostile padding, or rows of
+ * an input without elements). */
 static int pool_plan_rows(PoolRows *p, int64_t lanes, int64_t es) {
   const Window *w = &p->w;
+  if (w->in[0] * w->in[1] * w->in[2] == 0) return 0;
   const int64_t out = (w->out[2] + lanes - 1) / lanes * lanes, span = (w->kernel[2] - 1) * w->dilation[2];
   p->reads = (w->out[2] - 1) * w->stride[2] + span + 1;
   p->pitch = planes_max(p->reads, w->in[2] + w->pad[2]) + 2 * lanes;

@@ -316,3 +316,19 @@ def test_hostile_kernel_larger_than_everything() -> None:
     )
     assert out[0, 0, 3, 3] == 8
     assert out[0, 0, 0, 0] == 0
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("op", ["max_pool", "avg_pool", "lp_pool", "max_pool_with_indices"])
+def test_hostile_axes_of_an_empty_input(op: str, axis: int) -> None:
+    """An input without elements may have axes of a billion positions: they are neither walked nor copied."""
+    far = 2**30
+    x = np.empty([1, 1] + [0 if a == axis else far for a in range(3)], np.float32)
+    window = [1 if a == axis else far for a in range(3)]
+    pads = [int(a == axis) for a in range(3)] + [0] * 3
+    out, index = np.full((1, 1, 1, 1, 1), 7, np.float32), np.full((1, 1, 1, 1, 1), 7, np.int64)
+    one = Shape((1, 1, 1))
+    more = {"avg_pool": [1, out], "lp_pool": [3, out], "max_pool_with_indices": [0, out, index]}
+    call_kernel(op, x, Shape(window), one, Shape(pads), one, *more.get(op, [out]))
+    assert out.item() == (-np.inf if op.startswith("max") else 0)
+    assert op != "max_pool_with_indices" or index.item() == -1

@@ -110,9 +110,10 @@ def calls_of(steps: Sequence[Step], args: Sequence[Expr]) -> list[Call]:
         for expr in exprs[step.op == "where" :]:
             info = None if expr is None else expr.struct_info
             dtype = info.dtype if isinstance(info, TensorStructInfo) else dtype
+        dtypes = [dtype] * len(exprs) if step.op != "where" else ["bool", dtype, dtype]
         known = [
-            Constant(np.asarray(operand, dtype)) if expr is None else expr
-            for operand, expr in zip(step.operands, exprs, strict=True)
+            Constant(np.asarray(operand, of)) if expr is None else expr
+            for operand, expr, of in zip(step.operands, exprs, dtypes, strict=True)
         ]
         calls.append(make_call(get_op(step.op), known, attrs))
     return calls

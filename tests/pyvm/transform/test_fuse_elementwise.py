@@ -323,3 +323,22 @@ def test_random_graphs(rank_2: bool, data: st.DataObject) -> None:
         shape = tuple(n if dim is N else dim for dim in param.struct_info.shape)  # type: ignore[union-attr]
         inputs[param.name] = np.asarray(rng.standard_normal(shape) * 2, param.struct_info.dtype)  # type: ignore[union-attr]
     assert_same(module, inputs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "int8", "bool"])
+@pytest.mark.parametrize("truth", [True, False])
+def test_conditions_that_are_constants(dtype: str, truth: bool) -> None:
+    """A constant condition is a bool, whatever is chosen from. It stays where it decides about a broadcast."""
+    rng = np.random.default_rng(4)
+    x, y = rng.integers(0, 2, 1).astype(dtype), rng.integers(0, 2, 2000).astype(dtype)
+
+    def body(bb, x, y):
+        chosen = bb.emit(op.where(np.array([truth]), x, y))
+        same = bb.emit(op.equal(chosen, y))
+        return bb.emit(op.where(same, chosen, x))
+
+    module = build(body, x=tensor(1, dtype=dtype), y=tensor(2000, dtype=dtype))
+    assert "fused_elementwise" in str(fused(module))
+    result = np.asarray(pyvm.VirtualMachine(pyvm.compile(module))["main"](x, y))
+    chosen = np.where(truth, x, y)
+    np.testing.assert_array_equal(result, np.where(chosen == y, chosen, x))

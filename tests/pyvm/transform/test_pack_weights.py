@@ -12,7 +12,7 @@ import pytest
 import pyvm
 from pyvm import op
 from pyvm.ir import IRModule, SymVar, Tuple, parse
-from pyvm.transform import DEFAULT_PIPELINE, legalize, run_passes
+from pyvm.transform import DEFAULT_PIPELINE, legalize, pack_weights, run_passes
 from tests.ir_evaluator import run_module
 from tests.ir_text import build, tensor
 from vmcore import errors
@@ -124,3 +124,13 @@ def test_forged_weights_are_refused(shape: tuple[int, ...]) -> None:
     vm = pyvm.VirtualMachine(pyvm.VMExecutable.from_bytes(b.get().to_bytes()))
     with pytest.raises(errors.ShapeMismatchError, match="conv_winograd"):
         vm["main"](np.ones((1, 64, 8, 8), np.float32), pyvm.tensor(np.zeros((1, 64, 8, 8), np.float32)))
+
+
+@pytest.mark.parametrize(("attribute", "size"), [("strides", 4), ("dilations", 6)])
+def test_transformed_weights_take_windows_without_gaps(attribute: str, size: int) -> None:
+    text = pack_weights(conv_module((1, 16, 8, 8), (32, 16, 3, 3), pads=(1, 1, 1, 1))).script()
+    assert 'layout="winograd"' in text
+    forged = text.replace(f"{attribute}=(1, 1)", f"{attribute}=(2, 2)")
+    forged = forged.replace("(1, 32, 8, 8)", f"(1, 32, {size}, {size})")
+    with pytest.raises(errors.ParseError, match="transformed weights with strides"):
+        parse(forged)

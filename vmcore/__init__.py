@@ -34,10 +34,19 @@ def _library() -> str:
         path = f"{__path__[0]}/_core{suffix}"
         if exists(path):
             return path
+    if not exists(__path__[0]):
+        raise ImportError(f"vmcore: {__path__[0]} is no folder, and a library cannot be loaded from an archive")
     raise ImportError(
         f"vmcore is not built: {__path__[0]} has no _core{EXTENSION_SUFFIXES[0]}; "
         "install it, or run `python setup.py build_ext --inplace`"
     )
 
 
-sys.meta_path.insert(0, LibraryFinder(_library()))
+def _install(finder: LibraryFinder) -> None:
+    """Puts the finder first, in place of that of a vmcore that was imported before, or is loaded again."""
+    for old in [f for f in sys.meta_path if type(f).__module__ == __name__]:
+        sys.meta_path.remove(old)
+    sys.meta_path.insert(0, finder)
+
+
+_install(LibraryFinder(_library()))

@@ -53,7 +53,16 @@ cdef extern from *:
     PyObject* vm_fetch_exception()
 
 cdef extern from "Python.h":
+    ctypedef struct PyInterpreterState:
+        pass
+    PyInterpreterState* PyInterpreterState_Get()
+    PyInterpreterState* PyInterpreterState_Main()
     void Py_DECREF_ptr "Py_DECREF"(PyObject*)
+
+# Every module of vmcore needs this one. Native objects take the GIL from any thread (PyGILState), which knows the main
+# interpreter only: in another one the thread would wait for itself.
+if PyInterpreterState_Get() != PyInterpreterState_Main():
+    raise ImportError("vmcore runs in the main interpreter only, not in a subinterpreter")
 
 
 cdef class _Errors:

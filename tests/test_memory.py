@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,47 @@ def test_scratch_memory_gives_way_to_storages() -> None:
     assert vm.memory_report()["scratch_bytes"] == 0
     with pytest.raises(pyvm.errors.AllocationError, match="limit is 4194304 bytes"):
         vm["large"](np.ones((1 << 20) + 1, np.float32))
+
+
+def test_a_forked_child_has_no_scratch_memory_of_other_threads() -> None:
+    call, vm = kernel_machine("kernel.softmax", memory_limit=1 << 24)
+    done, end = threading.Event(), threading.Event()
+
+    def work() -> None:
+        call()
+        done.set()
+        end.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    done.wait()
+    assert vm.memory_report()["scratch_bytes"] > 1 << 20
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a fork while threads run
+        pid = os.fork()
+    if pid == 0:
+        vm.trim()
+        report = vm.memory_report()
+        os._exit(0 if report["scratch_bytes"] == report["workspace_bytes"] == 0 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert vm.memory_report()["scratch_bytes"] > 1 << 20
+    end.set()
+    thread.join()
+    assert vm.memory_report()["scratch_bytes"] == 0
+
+
+def test_scratch_memory_gives_way_to_tensors_of_builtins() -> None:
+    """The same for builtins that make tensors by themselves."""
+    bytecode = assemble(
+        "func @main(%0) regs=2\n call @vm.builtin.to_device (%0, 1, 0) -> %1\n ret %1\n"
+        "func @softmax(%0, %1) regs=2\n call @kernel.softmax (%0, 0, %1)\n ret %1"
+    )
+    vm = VirtualMachine(bytecode, memory_limit=1 << 22)
+    x = np.ones(KERNELS["kernel.softmax"][2][0], np.float16)
+    vm["softmax"](x, np.empty_like(x))
+    assert vm.memory_report()["scratch_bytes"] > 1 << 20
+    assert vm["main"](np.ones(1 << 20, np.float32)).nbytes == 1 << 22
+    assert vm.memory_report()["scratch_bytes"] == 0
 
 
 def test_machines_called_from_callbacks_pay_for_their_own() -> None:

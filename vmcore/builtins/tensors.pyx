@@ -11,9 +11,10 @@ from vmcore.memory cimport memory_keep
 from vmcore.objects cimport VM_MAX_NDIM, tensor_new, tensor_set_shape, value_str
 from vmcore.program cimport Context
 from vmcore.status cimport fail
-from vmcore.storage cimport Allocator, allocator_new, storage_alloc, storage_refused
+from vmcore.storage cimport Allocator, allocator_new, any_limit, storage_alloc, storage_refused
+from vmcore.threads cimport trim_scratch
 from vmcore.value cimport (
-    ERR_ALLOC, ERR_DTYPE, ERR_INDEX, ERR_INTERNAL, ERR_SHAPE, ERR_VALUE, VT_NONE,
+    ERR_ALLOC, ERR_DTYPE, ERR_INDEX, ERR_INTERNAL, ERR_SHAPE, ERR_VALUE, OBJ_READONLY, VT_NONE,
     VT_STORAGE, VT_TENSOR, DLTensor, StorageObj, TensorObj, Value, VmDataType, dltensor_data,
     dltensor_describe, dltensor_is_compact, dltensor_numel, dtype_bytes, dtype_same, fail_format, object_release,
     object_retain, value_dltensor, value_is_writable, value_ptr, value_set_object, value_type,
@@ -206,7 +207,7 @@ cdef int b_reshape(void* self, const Value* args, int32_t n_args, Value* ret) no
     if t.device_type != 1:
         view.layout = 0  # kernels that go by it assume the CPU
     source = <TensorObj*>value_ptr(&args[0])
-    view.head.flags = view.head.flags | (source.head.flags & 1)
+    view.head.flags = view.head.flags | (source.head.flags & OBJ_READONLY)
     # The view keeps the bytes alive: through their storage, or through the tensor it was made from.
     view.storage = source.storage if source.storage != NULL else &source.head
     object_retain(view.storage)
@@ -234,6 +235,9 @@ cdef int own_tensor(
                 fail, ERR_SHAPE, "%s: a dimension is negative, or the size does not fit in 63 bits", name
             )
     storage = storage_alloc(owner, nbytes)
+    if storage == NULL and any_limit:
+        trim_scratch()  # before a request is refused, as in new_storage
+        storage = storage_alloc(owner, nbytes)
     if storage == NULL:
         return storage_refused(owner, name, nbytes)
     status = make_tensor(name, storage, 0, dims, ndim, dtype, &made)
@@ -399,7 +403,7 @@ cdef int b_stack_rows(void* self, const Value* args, int32_t n_args, Value* ret)
             return no_memory("stack_rows", sizeof(TensorObj))
         tensor_set_shape(rows, dims, stack.dtype)
         rows.dl.data = dltensor_data(stack)
-        rows.head.flags = rows.head.flags | (source.head.flags & 1)
+        rows.head.flags = rows.head.flags | (source.head.flags & OBJ_READONLY)
         rows.storage = source.storage if source.storage != NULL else &source.head
         object_retain(rows.storage)
         value_set_object(ret, rows)

@@ -14,7 +14,7 @@ from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.printer import function_symbols
 from pyvm.transform import DEFAULT_PIPELINE, Pass, run_passes
 from pyvm.transform.lowered import UPPER_BOUNDS
-from vmcore.errors import CompileError, ParseError
+from vmcore.errors import CompileError, FrontendError, ParseError
 
 if TYPE_CHECKING:
     from pyvm.executable import VMExecutable
@@ -101,6 +101,8 @@ def _as_module(model: Any, shape_dict: Mapping[str, int | Sequence[int | None]] 
             model = parse(Path(model).read_text(encoding="utf-8"))
         except (CompileError, UnicodeDecodeError) as error:
             raise ParseError(f"{os.fspath(model)}: {error}") from error
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            raise FrontendError(f"cannot read {os.fspath(model)!a}: {getattr(error, 'strerror', error)}") from error
     if isinstance(model, PythonFunction):
         model = model.module
     if isinstance(model, IRModule):

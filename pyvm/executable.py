@@ -458,6 +458,8 @@ def load_executable(
         is truncated, or changes size while it is read.
     ArgumentTypeError
         If `source` is neither a path nor bytes.
+    ArgumentValueError
+        If no file can have that path.
     OSError
         If the file cannot be read.
     """
@@ -470,7 +472,11 @@ def load_executable(
                 f"load_executable: expected a path or the bytes of an executable, got {type(source).__name__}"
             )
         path = os.fspath(source)
-        with open(path, "rb") as file:
+        try:
+            file = open(path, "rb")  # noqa: SIM115 (closed below)
+        except ValueError as error:
+            raise errors.ArgumentValueError(f"load_executable: {path!a} is no name of a file: {error}") from None
+        with file:
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 head = file.read(8)
             else:  # a pipe: can be read once, and not mapped

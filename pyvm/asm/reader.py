@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vmcore.errors import FormatError
+from vmcore.errors import ArgumentTypeError, FormatError
 from vmcore.isa import VOID_REGISTER, pack_arg, unpack_arg
 from vmcore.types import BitsArray, DataType, Shape, stored_dtype
 
@@ -457,7 +457,11 @@ def assemble(text: str) -> VMExecutable:
     ------
     FormatError
         If the text does not follow the grammar; names the line.
+    ArgumentTypeError
+        If `text` is no str.
     """
+    if not isinstance(text, str):
+        raise ArgumentTypeError(f"assemble: expected the text of a program, got {type(text).__name__}")
     assembler = _Assembler()
     for number, content in enumerate(text.split("\n"), 1):
         line = Line(number, content)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyvm.executable import PACKED_FUNC, VM_FUNC, VMExecutable
-from vmcore.errors import ArgumentValueError, VMError
+from vmcore.errors import ArgumentTypeError, ArgumentValueError, VMError
 from vmcore.isa import format_instruction, register_name
 
 from . import sizes
@@ -81,6 +81,8 @@ def explain(
 
 
 def _checked_dims(dims: Mapping[str, int]) -> dict[str, int]:
+    if not isinstance(dims, Mapping):
+        raise ArgumentTypeError(f'explain: dims must be a mapping such as {{"n": 3}}, got {type(dims).__name__}')
     result = {}
     for name, value in dims.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:

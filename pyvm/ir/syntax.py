@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vmcore.errors import CompileError, ParseError
+from vmcore.errors import ArgumentTypeError, CompileError, ParseError
 
 from .expr import Constant, DataTypeImm, Expr, ExternFunc, GlobalVar, NoneImm, PrimValue, ShapeExpr, StringImm
 from .prim import Prim, SymVar, as_prim, sym_max, sym_min
@@ -107,6 +107,8 @@ class TextParser:
     """Reads a text; `module` fills `attrs`, `functions` and `reads_of`."""
 
     def __init__(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise ArgumentTypeError(f"parse: expected the text of a program, got {type(text).__name__}")
         program, self._data = split_data(text)
         self._arrays: dict[tuple[int, str, tuple[int, ...]], np.ndarray] = {}
         self._tokens = tokenize(program)

@@ -55,6 +55,8 @@ def load_model(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple
             model = path.read_bytes()
         except OSError as error:
             raise FrontendError(f"cannot read {path}: {error.strerror or error}") from error
+        except ValueError as error:  # a name that no file can have
+            raise FrontendError(f"cannot read {what!a}: {error}") from error
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(bytes(model))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyvm.ir.expr import Call
+from pyvm.ir.expr import Call, Constant
 from pyvm.ir.struct_info import TensorStructInfo
 
 WINOGRAD_LAYOUT = "winograd"
@@ -47,10 +47,10 @@ def restore_weights(packed: np.ndarray, n_out: int, group: int = 1) -> np.ndarra
 def gains_by_winograd(call: Call) -> bool:
     """Whether a `conv` with constant weights is faster this way.
 
-    It must be float32, 3 x 3 with stride 1, without dilation, and with at most 2 zeros on a side. Then it is a matter
-    of counting vectors of 16: for each tile the products of 16 points and the transforms of n_in inputs and n_out
-    outputs, against the products of 9 taps for each position. Few channels do not pay for the transforms, and a tile
-    or two does not fill registers. Maps whose size is unknown are taken for large.
+    They must be finite, float32, 3 x 3 with stride 1, without dilation, and with at most 2 zeros on a side. Then it is
+    a matter of counting vectors of 16: for each tile the products of 16 points and the transforms of n_in inputs and
+    n_out outputs, against the products of 9 taps for each position. Few channels do not pay for the transforms, and a
+    tile or two does not fill registers. Maps whose size is unknown are taken for large.
     """
     x, w, attrs = call.args[0].struct_info, call.args[1].struct_info, call.attrs
     if not isinstance(x, TensorStructInfo) or not isinstance(w, TensorStructInfo) or w.shape is None:
@@ -60,6 +60,9 @@ def gains_by_winograd(call: Call) -> bool:
     pads = attrs["pads"]
     if attrs["strides"] != (1, 1) or attrs["dilations"] != (1, 1) or max(pads) > _MAX_PAD:
         return False
+    weights = call.args[1]
+    if isinstance(weights, Constant) and not np.isfinite(weights.data).all():
+        return False  # an infinity stays one in a sum of products, not in a sum of differences
     tiles, positions = 256, 1024
     if x.shape is not None and all(isinstance(size, int) for size in x.shape[2:]):
         height, width = (int(x.shape[2 + i]) + pads[i] + pads[2 + i] - 2 for i in range(2))  # type: ignore

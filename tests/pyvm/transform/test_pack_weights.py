@@ -134,3 +134,11 @@ def test_transformed_weights_take_windows_without_gaps(attribute: str, size: int
     forged = forged.replace("(1, 32, 8, 8)", f"(1, 32, {size}, {size})")
     with pytest.raises(errors.ParseError, match="transformed weights with strides"):
         parse(forged)
+
+
+def test_weights_that_are_not_finite_stay() -> None:
+    w = weights(32, 16, 3, 3)
+    w[3, 4, 1, 1] = np.inf
+    module = build(lambda bb, x: bb.emit(op.conv(x, w, pads=(1, 1, 1, 1))), x=tensor(1, 16, 8, 8))
+    result = np.asarray(pyvm.VirtualMachine(pyvm.compile(module))["main"](np.ones((1, 16, 8, 8), np.float32)))
+    assert np.isinf(result[0, 3]).all() and np.isfinite(np.delete(result, 3, axis=1)).all()

@@ -4,6 +4,7 @@ The modules are compiled one by one and linked into one library, `vmcore._core`,
 in: a library of its own for each would cost every start of a process a tenth of a millisecond, thirty times.
 """
 
+import filecmp
 import os
 import sys
 from collections.abc import Iterable
@@ -89,6 +90,12 @@ class BuildLibrary(build_ext):
             self.compiler.link_shared_object(
                 objects, path, extra_postargs=ext.extra_link_args, build_temp=self.build_temp, target_lang="c"
             )
+
+    def copy_file(self, infile: str, outfile: str, *args: object, **options: object) -> object:
+        """Copies what differs, in place: a library of the other kind of build may lie there, newer than ours."""
+        if os.path.isfile(outfile) and not filecmp.cmp(infile, outfile, shallow=False):
+            os.unlink(outfile)
+        return super().copy_file(infile, outfile, *args, **options)
 
     def compile(self, ext: Extension, source: str) -> str:
         """The object file of a source, compiled unless it is up to date."""

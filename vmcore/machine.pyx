@@ -419,11 +419,12 @@ cdef int convert_argument(BoundFunction self, Context* cx, PyObject* const* args
     try:
         return to_value(<object>args[i], cx.stack + i)
     except BaseException as error:
-        add_note(error, f"in argument {self.param_names[i]!r} of {self.name}")
+        name = self.param_names[i]
         while i > 0:
             i -= 1
             value_clear(cx.stack + i)
         context_put(cx)
+        add_note(error, f"in argument {name!r} of {self.name}")
         raise
 
 
@@ -455,14 +456,16 @@ cdef int raise_error(BoundFunction self, Context* cx) except -1:
     """Raises the stored error with the VM traceback, and makes the context usable again."""
     cdef list frames = []
     cdef Frame* at = cx.frames
-    error = take_error()
-    while at < cx.frame:
-        # A compiled function has no position: pc -1.
-        frames.append((at.func.index, at.pc - (cx.program.code + cx.code_shift) if at.pc != NULL else -1))
-        at += 1
-    cx.frame = cx.frames
-    cx.depth = 0
-    context_put(cx)
+    try:
+        error = take_error()  # runs Python, and so perhaps a signal handler that raises
+        while at < cx.frame:
+            # A compiled function has no position: pc -1.
+            frames.append((at.func.index, at.pc - (cx.program.code + cx.code_shift) if at.pc != NULL else -1))
+            at += 1
+    finally:
+        cx.frame = cx.frames
+        cx.depth = 0
+        context_put(cx)
     try:
         self.describe(error, frames)
     except Exception as trouble:  # the error counts more than its description

@@ -368,6 +368,8 @@ def infer_call(call: Call) -> StructInfo:
     """
     op = call.op
     if isinstance(op, ExternFunc):
+        if not isinstance(call.attrs.get("dps", False), bool):
+            raise CompileError(f"extern {op.name!r}: dps must be True or False, got {call.attrs['dps']}")
         return call.struct_info or ObjectStructInfo()
     if isinstance(op, (GlobalVar, Var)):
         return _infer_function_call(op, call)

@@ -88,7 +88,9 @@ def environment(kind: str, tree: Path) -> dict[str, str]:
     env["LD_PRELOAD"] = " ".join(library(name) for name in LIBRARIES[kind])
     if kind == "asan":
         # Leaks are the business of tests.soak: the interpreter itself keeps much alive at exit.
-        env["ASAN_OPTIONS"] = "detect_leaks=0:allocator_may_return_null=1:abort_on_error=0:handle_segv=1"
+        # Its address space cannot be limited, so the size of an allocation is: hostile inputs ask for all there is.
+        options = "detect_leaks=0:allocator_may_return_null=1:abort_on_error=0:handle_segv=1"
+        env["ASAN_OPTIONS"] = f"{options}:max_allocation_size_mb=1024"
         env["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1"
     else:
         suppressions = tree / "tests" / "sanitizers" / "tsan.supp"

@@ -224,6 +224,7 @@ MAIN = "def main(x: Tensor((n, 4), float32)) -> Object:\n"
         ("def main(x: Tensor((n//0,), float32)):\n    return x\n", "line 1, column 22: n // 0"),
         ("def main(x: Tensor((2,), flot32)):\n    return x\n", "line 1, column 13: .*flot32"),
         (MAIN + "    return x\n" + MAIN + "    return x\n", "line 3, column 5: there are two functions 'main'"),
+        (MAIN + '    y = extern("f")(x, dps=n)\n    return y\n', "extern 'f': dps must be True or False, got n"),
         (MAIN + "    return " + "(" * 5000 + ")" * 5000 + "\n", "nested too deeply"),
     ],
 )

@@ -118,6 +118,8 @@ def tensor_array(tensor: TensorProto, folder: Path | None) -> np.ndarray:
     dims = tuple(tensor.dims)
     if any(dim < 0 for dim in dims):
         raise FrontendError(f"{what} has shape {dims}")
+    if len(dims) > _MAX_NDIM:
+        raise FrontendError(f"{what} has {len(dims)} dimensions, at most {_MAX_NDIM} are supported")
     if tensor.data_location == TensorProto.EXTERNAL:
         return _external_array(tensor, dtype, dims, folder)
     if tensor.HasField("raw_data"):

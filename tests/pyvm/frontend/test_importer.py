@@ -336,6 +336,10 @@ def _short_data(proto: onnx.ModelProto) -> None:
     proto.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[4], raw_data=b"123")
 
 
+def _many_dimensions(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[1] * 65, raw_data=bytes(4))
+
+
 def _short_typed_data(proto: onnx.ModelProto) -> None:
     proto.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[4], float_data=[1.0])
 
@@ -365,6 +369,7 @@ def _giant(proto: onnx.ModelProto) -> None:
         (_untyped_input, r"input 'x' is not a tensor \(no type\)"),
         (_unknown_attribute, "malformed node: .*speed"),
         (_short_data, "does not fit in 3 bytes"),
+        (_many_dimensions, "tensor 'w' has 65 dimensions, at most 64"),
         (_short_typed_data, "tensor 'w'"),
         (_giant, "too big for any memory"),
         (_negative_dim, r"tensor 'w' has shape \(-4,\)"),

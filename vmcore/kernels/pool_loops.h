@@ -4,27 +4,7 @@
  * both sides; then the taps of each window along the line. Lines are made some at a time, across channels, so that
  * nothing waits for a store it has just made. Columns of vectors that lie past the end of a row are computed with, but
  * never kept: outputs are written in ascending order, and the last ones in parts. */
-#if VM_VEC == 64
-#define EVEN_F 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define EVEN_D 0, 2, 4, 6, 8, 10, 12, 14
-#define ODD_F 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
-#define ODD_D 1, 3, 5, 7, 9, 11, 13, 15
-#elif VM_VEC == 32
-#define EVEN_F 0, 2, 4, 6, 8, 10, 12, 14
-#define EVEN_D 0, 2, 4, 6
-#define ODD_F 1, 3, 5, 7, 9, 11, 13, 15
-#define ODD_D 1, 3, 5, 7
-#else
-#define EVEN_F 0, 2, 4, 6
-#define EVEN_D 0, 2
-#define ODD_F 1, 3, 5, 7
-#define ODD_D 1, 3
-#endif
-#if defined(__clang__)
-#define SHUFFLE(low, high, M, ...) __builtin_shufflevector(low, high, __VA_ARGS__)
-#else
-#define SHUFFLE(low, high, M, ...) __builtin_shuffle(low, high, (VMFN(M)){__VA_ARGS__})
-#endif
+#include "vmcore/kernels/shuffles.h"
 
 typedef float VMFN(pf) __attribute__((vector_size(VM_VEC), aligned(4), may_alias));
 typedef double VMFN(pd) __attribute__((vector_size(VM_VEC), aligned(8), may_alias));
@@ -262,11 +242,6 @@ DEFINE_POOL(double, pd, pmd, EVEN_D, ODD_D)
 static const PoolLoops VMFN(pool_loops)[2] = {
     {VM_VEC / 4, VMFN(pool_rows_pf), VMFN(pool_pairs_pf)}, {VM_VEC / 8, VMFN(pool_rows_pd), VMFN(pool_pairs_pd)}};
 
-#undef EVEN_F
-#undef EVEN_D
-#undef ODD_F
-#undef ODD_D
-#undef SHUFFLE
 #undef DEFINE_POOL
 #undef DEFINE_PICK
 #undef PICK

@@ -3,21 +3,7 @@
  * Vectors are GCC vector types of VM_VEC bytes. target_clones would not do: GCC lowers comparisons and shuffles of
  * vector types before it clones, so the clones would run them element by element.
  */
-#if VM_VEC == 64
-#define EVEN_F 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define EVEN_D 0, 2, 4, 6, 8, 10, 12, 14
-#elif VM_VEC == 32
-#define EVEN_F 0, 2, 4, 6, 8, 10, 12, 14
-#define EVEN_D 0, 2, 4, 6
-#else
-#define EVEN_F 0, 2, 4, 6
-#define EVEN_D 0, 2
-#endif
-#if defined(__clang__)
-#define SHUFFLE(low, high, M, ...) __builtin_shufflevector(low, high, __VA_ARGS__)
-#else
-#define SHUFFLE(low, high, M, ...) __builtin_shuffle(low, high, (VMFN(M)){__VA_ARGS__})
-#endif
+#include "vmcore/kernels/shuffles.h"
 
 typedef float VMFN(vf) __attribute__((vector_size(VM_VEC), aligned(4), may_alias));
 typedef double VMFN(vd) __attribute__((vector_size(VM_VEC), aligned(8), may_alias));
@@ -235,9 +221,6 @@ DEFINE_ALL(double, vd, md)
   {LANES, VMFN(fill_##V), VMFN(pack_##V), VMFN(direct_##V), VMFN(plain_3x3_##V)}
 static const WindowLoops VMFN(window_loops)[2] = {TABLE(vf, VM_VEC / 4), TABLE(vd, VM_VEC / 8)};
 
-#undef EVEN_F
-#undef EVEN_D
-#undef SHUFFLE
 #undef DEFINE_FILL
 #undef DEFINE_PACK
 #undef RELU

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from pyvm.op.activation import ACTIVATIONS, finish
 from pyvm.op.dense import pack_columns, unpack_columns
 from vmcore import errors, threads
-from vmcore.kernels import gemm
 from vmcore.kernels.direct import call_kernel
 from vmcore.types import Shape
 
 PARAMS = {"clip": (-0.5, 1.5), "leaky_relu": (0.1,), "hard_sigmoid": (0.2, 0.5)}
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = gemm.instruction_set()
-    try:
-        gemm._use_instruction_set(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    gemm._use_instruction_set(before)
 
 
 @pytest.fixture

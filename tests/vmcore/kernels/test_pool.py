@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
 from vmcore import errors, threads
-from vmcore.kernels import gemm
 from vmcore.kernels.direct import call_kernel
 from vmcore.types import Shape
 
@@ -156,17 +155,6 @@ def test_threads_give_the_same_bits(rng: np.random.Generator) -> None:
         threads.set_num_threads(before)
     assert np.array_equal(results[0][0], results[1][0])
     assert np.array_equal(results[0][1], results[1][1])
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = gemm.instruction_set()
-    try:
-        gemm._use_instruction_set(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    gemm._use_instruction_set(before)
 
 
 def largest(window: np.ndarray, padded: int) -> float:

@@ -10,7 +10,6 @@ import pytest
 
 from pyvm.op.winograd import restore_weights, transform_weights
 from vmcore import errors, threads
-from vmcore.kernels import gemm
 from vmcore.kernels.direct import call_kernel
 from vmcore.types import Shape
 
@@ -60,17 +59,6 @@ def run(
 
 def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
-
-
-@pytest.fixture(params=["avx512", "avx2", "baseline"])
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = gemm.instruction_set()
-    try:
-        gemm._use_instruction_set(request.param)
-    except ValueError:
-        pytest.skip("not on this CPU")
-    yield request.param
-    gemm._use_instruction_set(before)
 
 
 @pytest.fixture(autouse=True)

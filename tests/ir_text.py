@@ -8,7 +8,9 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from pyvm.ir import BlockBuilder, Expr, IRModule, TensorStructInfo, Var
+import pyvm
+from pyvm.executable import VMExecutable
+from pyvm.ir import BlockBuilder, Expr, IRModule, TensorStructInfo, Var, parse
 
 _ANNOTATION = re.compile(r"^( *[^ :]+): .*? = ")
 
@@ -31,6 +33,11 @@ def build(body: Callable[..., Any], dataflow: bool = True, **params: Any) -> IRM
             result = body(bb, *variables)
         bb.emit_func_output(result)
     return bb.get()
+
+
+def compiled(program: str) -> VMExecutable:
+    """A program in text form, compiled with the checks after every pass."""
+    return pyvm.compile(parse(program), check=True)
 
 
 def text(module: IRModule) -> str:

@@ -375,9 +375,6 @@ cdef class Tensor:
     def __dlpack_device__(self):
         return (1, 0)
 
-    def __reduce__(self):
-        return tensor, (self.numpy(),)
-
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         cdef TensorObj* t = self.obj
         cdef Py_ssize_t itemsize = dtype_bytes(t.dl.dtype)

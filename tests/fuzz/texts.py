@@ -47,7 +47,7 @@ def asm_templates() -> list[tuple[str, Inputs]]:
 @functools.cache
 def ir_templates() -> list[str]:
     """Modules as text: of every operator, and the table of programs with control flow, closures and recursion."""
-    from tests.pyvm.test_programs import PROGRAMS
+    from tests.programs import PROGRAMS
 
     texts = [module.script() for module in op_modules()] + [p.module.script() for p in PROGRAMS.values()] * 4
     return [text for text in texts if len(text) < 10_000]

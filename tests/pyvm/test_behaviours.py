@@ -19,10 +19,10 @@ from pyvm import errors
 from pyvm.asm import assemble
 from pyvm.exec_builder import ExecBuilder
 from pyvm.executable import VMExecutable
-from pyvm.ir import parse
 from pyvm.monitor import VMInstrumentReturnKind
 from pyvm.vm import VirtualMachine
 from pyvm.vmx_writer import write_vmx
+from tests.ir_text import compiled
 from tests.native_kernels import NATIVE
 from tests.reference_vm import run
 
@@ -97,10 +97,6 @@ def check(executable: VMExecutable, expected: Any, *args: Any, name: str = "main
             assert_same(vm.get_outputs(name), expected)
             assert_same(vm.profile(name).result, expected)
     return vm
-
-
-def compiled(text: str) -> VMExecutable:
-    return pyvm.compile(parse(text), check=True)
 
 
 RNG = np.random.default_rng(0)

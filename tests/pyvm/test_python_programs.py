@@ -12,7 +12,8 @@ import pytest
 import pyvm
 from pyvm import Shape, Tensor, op
 from pyvm.frontend.python import PythonFunction
-from tests.pyvm.test_programs import Draw, Program, a_tree, check_program, relu, softmax
+from tests.programs import Draw, Program, check_program, relu, softmax
+from tests.programs.control import a_tree
 
 RNG = np.random.default_rng(0)
 WEIGHTS = [RNG.standard_normal((4, 4)).astype(np.float32) for _ in range(3)]

@@ -5,10 +5,11 @@ from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleS
 from os.path import exists
 
 MODULES = (
-    "arena blas builtins.checks builtins.shapes builtins.table builtins.tensors builtins.values isa kernels.binary "
-    "kernels.cast kernels.conv kernels.direct kernels.elementwise kernels.fused kernels.gemm kernels.indexing "
-    "kernels.matmul kernels.movement kernels.norm kernels.pool kernels.reduce kernels.resize kernels.window "
-    "kernels.winograd kernels.workspace library loop machine objects program registry status storage threads verify"
+    "arena blas builtins.checks builtins.shapes builtins.table builtins.tensors builtins.values clears isa "
+    "kernels.binary kernels.cast kernels.conv kernels.direct kernels.elementwise kernels.fused kernels.gemm "
+    "kernels.indexing kernels.matmul kernels.movement kernels.norm kernels.pool kernels.reduce kernels.resize "
+    "kernels.window kernels.winograd kernels.workspace library loop machine objects program registry status storage "
+    "threads verify"
 ).split()
 
 

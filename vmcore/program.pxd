@@ -120,8 +120,10 @@ cdef extern from "vmcore/program.h" nogil:
     void value_replace(TensorCache* cache, Value* dst, Value* src)
 
 
-# Code arrives as numpy arrays of int64. Memoryviews are made inside: in these signatures they would bring Cython's
-# memoryview types into every module that imports one.
+cdef enum:
+    REGISTER_BYTES = 16  # operands are byte offsets
+
+# Code arrives as numpy arrays of int64.
 cdef Program* decode(
     list functions, list constants, object instr_offset, object instr_data, tuple libraries, bint pooled
 ) except NULL

@@ -4,17 +4,19 @@ What the loop relies on is proved by `vmcore.verify` before; what depends on dat
 by the loop and the builtins where it happens.
 """
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
+from libc.string cimport memcmp, memcpy
 
+from vmcore.blocks cimport block_alloc, blocks_free
 from vmcore.builtins.table cimport builtin_allocates, builtin_opcode
 from vmcore.builtins.tensors cimport dtype_is_storable
+from vmcore.clears cimport MAX_FLOW_WORK, list_clears
 from vmcore.isa cimport (
-    ARG_CONSTANT, ARG_IMMEDIATE, ARG_REGISTER, CALL_WORDS, ISA_VM_REGISTER, ISA_VOID_REGISTER, OP_CALL, OP_GOTO, OP_IF,
+    ARG_CONSTANT, ARG_IMMEDIATE, ARG_REGISTER, CALL_WORDS, ISA_VM_REGISTER, ISA_VOID_REGISTER, OP_CALL, OP_GOTO,
     OP_RET, Words, isa_arg_kind, isa_arg_value,
 )
 from vmcore.library cimport Library
-from vmcore.memory cimport MEMORY_PROGRAM, MEMORY_SCRATCH, memory_aligned, memory_calloc, memory_free
+from vmcore.memory cimport MEMORY_PROGRAM, memory_calloc, memory_free
 from vmcore.objects cimport ShapeObj, tensor_new, tensor_set_shape, to_value, value_str
 from vmcore.registry cimport registry_get
 from vmcore.storage cimport Allocator, allocator_is_pooled, allocator_new, allocator_release
@@ -29,64 +31,10 @@ from vmcore.status import errors
 cdef extern from "vmcore/foreign.h" nogil:
     int value_align(Value* v, int depth)
 
-cdef extern from *:
-    int __builtin_popcountll(uint64_t x) noexcept nogil
-    int __builtin_ctzll(uint64_t x) noexcept nogil
-
 cdef enum:
     MAX_SITE_ARGS = 24  # kernels with more operands get no memory of their own
-cdef int REGISTER_BYTES = 16
 cdef int64_t SMALL_STORAGE = 1 << 16     # bytes; beyond, the lock of the allocator is nothing next to the work
 cdef int64_t MAX_KEPT_STORAGES = 64      # of one context, so at most 4 MiB
-cdef int64_t LONG_CLEAR_LIST = 512       # beyond, a Ret clears its whole frame
-cdef int64_t MAX_DATAFLOW_WORDS = 1 << 24  # of all sets of one function: beyond, every Ret clears its whole frame
-cdef int64_t MAX_FLOW_WORK = 1 << 27       # words touched for all functions together: likewise
-
-
-# ---- arena -----------------------------------------------------------------------------------------------------------
-# Blocks of memory that live as long as their program. Sites that are executed together lie together, and one that fits
-# in a cache line does not straddle two.
-
-cdef struct ArenaBlock:
-    char* next
-    size_t used, size  # bytes, this header included
-
-cdef size_t LINE = 64  # bytes; blocks are aligned to it
-cdef size_t FIRST_BLOCK = 1 << 10
-cdef size_t LARGEST_BLOCK = 1 << 16
-
-
-cdef void* arena_alloc(char** arena, size_t size) except NULL:
-    """`size` zeroed bytes, 16-byte aligned."""
-    cdef ArenaBlock* block = <ArenaBlock*>arena[0]
-    cdef size_t at, total
-    size = (size + 15) & ~<size_t>15
-    if block != NULL:
-        at = block.used
-        if size <= LINE and at % LINE + size > LINE:
-            at = (at + LINE - 1) & ~(LINE - 1)
-        if at + size <= block.size:
-            block.used = at + size
-            return <char*>block + at
-    total = FIRST_BLOCK if block == NULL else min(2 * block.size, LARGEST_BLOCK)
-    total = max(total, (LINE + size + LINE - 1) & ~(LINE - 1))
-    block = <ArenaBlock*>memory_aligned(total, MEMORY_PROGRAM)
-    if block == NULL:
-        raise MemoryError(f"decode: no memory for {total} bytes of call sites")
-    memset(block, 0, total)
-    block.next = arena[0]
-    block.size = total
-    block.used = LINE + size
-    arena[0] = <char*>block
-    return <char*>block + LINE
-
-
-cdef void arena_free(char* arena) noexcept nogil:
-    cdef char* next_block
-    while arena != NULL:
-        next_block = (<ArenaBlock*>arena).next
-        memory_free(arena)
-        arena = next_block
 
 
 # ---- life of a program -----------------------------------------------------------------------------------------------
@@ -106,8 +54,8 @@ cdef void program_delete(void* self, int how) noexcept nogil:
         for i in range(program.n_funcs):
             if program.funcs[i].packed != NULL:
                 object_release(program.funcs[i].packed)
-    arena_free(program.sites)
-    arena_free(program.hooked_sites)
+    blocks_free(program.sites)
+    blocks_free(program.hooked_sites)
     memory_free(program.literals)
     memory_free(program.funcs)
     memory_free(program.code)
@@ -356,7 +304,10 @@ cdef int decode_code(
                 insn.op = I_IF
                 insn.a = <int32_t>(words[at + 1] * REGISTER_BYTES)
                 insn.b = words[at + 2] * <int64_t>sizeof(Insn)
-        list_clears(decoding, program, &program.funcs[f], code, offsets, words, end, hooked)
+        list_clears(
+            program, &program.funcs[f], code, offsets, words, &decoding.flow_budget,
+            &program.hooked_sites if hooked else &program.sites,
+        )
     return 0
 
 
@@ -387,7 +338,7 @@ cdef int decode_call(
     cdef int opcode = I_CALL
     cdef CallSite* site
     cdef char** arena = &program.hooked_sites if hooked else &program.sites
-    site = <CallSite*>arena_alloc(arena, sizeof(CallSite) + n_args * sizeof(int32_t))
+    site = <CallSite*>block_alloc(arena, sizeof(CallSite) + n_args * sizeof(int32_t))
     for i in range(n_args):
         site.args[i] = operand_of(decoding, program, words[at + CALL_WORDS + i], &is_special)
     site.n_args = n_args
@@ -443,7 +394,7 @@ cdef int make_site(Program* program, CallSite* site, const DirectEntry* direct) 
         literals[i] = NULL if site.args[i] >= 0 else &program.literals[literal_index(site.args[i])]
     nbytes = direct.site_bytes(literals, site.n_args)
     if nbytes > 0:
-        site.self = arena_alloc(&program.sites, <size_t>nbytes)
+        site.self = block_alloc(&program.sites, <size_t>nbytes)
     return 0
 
 
@@ -543,7 +494,7 @@ cdef bint specialise_direct_call(Program* program, Insn* insn, CallSite* site) e
     cdef bint is_special = False
     if site.n_args - 2 != callee.n_params:
         return False
-    direct = <CallSite*>arena_alloc(&program.sites, sizeof(CallSite) + callee.n_params * sizeof(int32_t))
+    direct = <CallSite*>block_alloc(&program.sites, sizeof(CallSite) + callee.n_params * sizeof(int32_t))
     for i in range(callee.n_params):
         direct.args[i] = site.args[i + 2]
         if literal_is(program, direct.args[i], VT_OPAQUE_PTR) or literal_is(program, direct.args[i], VT_CLOSURE):
@@ -605,7 +556,7 @@ cdef bint specialise_alloc_tensor(
         if idle:
             alloc = <AllocSite*><size_t>idle.pop()
         else:
-            alloc = <AllocSite*>arena_alloc(&program.sites, sizeof(AllocSite))
+            alloc = <AllocSite*>block_alloc(&program.sites, sizeof(AllocSite))
             memcpy(&alloc.header, template, sizeof(TensorObj))
             alloc.offset = literals[literal_index(args[1])].bits
             alloc.storage = args[0]
@@ -618,184 +569,3 @@ cdef bint specialise_alloc_tensor(
     insn.op = I_ALLOC_TENSOR
     insn.p = alloc
     return True
-
-
-# ---- what a Ret clears -----------------------------------------------------------------------------------------------
-# INVARIANT: everything above the top of the register stack is none, so that a new frame needs no initialisation. Each
-# Ret therefore clears exactly the registers that may hold something there: a forward may-be-set analysis over basic
-# blocks.
-
-cdef struct Flow:
-    Program* program
-    VmFunc* func
-    const int64_t* offsets  # of this function: offsets[0] is its first instruction
-    const int64_t* words
-    int64_t n_insns, n_words, n_blocks
-    int32_t* block_of       # per instruction: 1-based block number at a leader, else 0
-    int64_t* leader         # per block: its first instruction
-    uint64_t* sets          # per block: registers that may be set on entry; row 0 is the running set
-    int32_t* pending        # stack of blocks to visit
-    int64_t n_pending
-    uint8_t* state          # per block: 1 in the stack, 2 reached
-
-
-cdef int list_clears(
-    Decoding decoding, Program* program, VmFunc* func, Insn* code, const int64_t* offsets, const int64_t* words,
-    int64_t end, bint hooked,
-) except -1:
-    """Gives every Ret of `func` its list of registers to clear; where that is too much work, a Ret clears its frame."""
-    cdef Flow flow
-    cdef int64_t visits = 0, i
-    cdef int32_t block
-    if func.n_regs == 0:
-        return 0
-    memset(&flow, 0, sizeof(Flow))
-    flow.program = program
-    flow.func = func
-    flow.offsets = &offsets[func.start]
-    flow.words = words
-    flow.n_insns = end - func.start
-    flow.n_words = (func.n_regs + 63) // 64
-    code += func.start
-    try:
-        flow.block_of = <int32_t*>flow_alloc(flow.n_insns + 1, sizeof(int32_t))
-        find_blocks(&flow)
-        decoding.flow_budget -= (flow.n_blocks + 1) * flow.n_words
-        if (flow.n_blocks + 1) * flow.n_words > MAX_DATAFLOW_WORDS or decoding.flow_budget < 0:
-            return 0
-        flow.leader = <int64_t*>flow_alloc(flow.n_blocks + 1, sizeof(int64_t))
-        flow.sets = <uint64_t*>flow_alloc((flow.n_blocks + 1) * flow.n_words, sizeof(uint64_t))
-        flow.pending = <int32_t*>flow_alloc(flow.n_blocks + 1, sizeof(int32_t))
-        flow.state = <uint8_t*>flow_alloc(flow.n_blocks + 1, 1)
-        for i in range(flow.n_insns):
-            if flow.block_of[i]:
-                flow.leader[flow.block_of[i]] = i
-        for i in range(func.n_params):
-            flow.sets[i // 64] |= <uint64_t>1 << (i % 64)
-        join(&flow, 0)
-        while flow.n_pending > 0:
-            flow.n_pending -= 1
-            block = flow.pending[flow.n_pending]
-            flow.state[block] &= 2
-            visits += 1
-            decoding.flow_budget -= 3 * flow.n_words
-            # Adversarial control flow: exactness is not worth the time.
-            if visits > 16 * flow.n_blocks + 1024 or decoding.flow_budget < 0:
-                return 0
-            walk_block(&flow, block, NULL, hooked)
-        for i in range(1, flow.n_blocks + 1):
-            if flow.state[i] & 2:
-                walk_block(&flow, <int32_t>i, code, hooked)
-    finally:
-        memory_free(flow.block_of)
-        memory_free(flow.leader)
-        memory_free(flow.sets)
-        memory_free(flow.pending)
-        memory_free(flow.state)
-    return 0
-
-
-cdef void* flow_alloc(int64_t n, size_t size) except NULL:
-    cdef void* memory = memory_calloc(n, size, MEMORY_SCRATCH)
-    if memory == NULL:
-        raise MemoryError(f"decode: no memory for {n} entries of {size} bytes")
-    return memory
-
-
-cdef void find_blocks(Flow* flow) noexcept nogil:
-    """Numbers the basic blocks: leaders are the entry, jump targets, and what follows a jump or a Ret."""
-    cdef int64_t i, at
-    flow.block_of[0] = 1
-    for i in range(flow.n_insns):
-        at = flow.offsets[i]
-        if flow.words[at] == OP_CALL:
-            continue
-        flow.block_of[i + 1] = 1  # one past the end has room
-        if flow.words[at] == OP_GOTO:
-            flow.block_of[i + flow.words[at + 1]] = 1
-        elif flow.words[at] == OP_IF:
-            flow.block_of[i + flow.words[at + 2]] = 1
-    for i in range(flow.n_insns):
-        if flow.block_of[i]:
-            flow.n_blocks += 1
-            flow.block_of[i] = <int32_t>flow.n_blocks
-
-
-cdef int walk_block(Flow* flow, int32_t block, Insn* code, bint hooked) except -1:
-    """Runs the running set through a block; into its successors (`code` NULL), or into the list of its Ret."""
-    cdef int64_t i = flow.leader[block], at
-    memcpy(flow.sets, flow.sets + block * flow.n_words, flow.n_words * sizeof(uint64_t))
-    while True:
-        at = flow.offsets[i]
-        if flow.words[at] == OP_CALL:
-            transfer_call(flow, at)
-        elif flow.words[at] == OP_RET:
-            if code != NULL:
-                write_clears(flow, &code[i], hooked)
-            return 0
-        elif code != NULL:
-            return 0
-        elif flow.words[at] == OP_GOTO:
-            join(flow, i + flow.words[at + 1])
-            return 0
-        else:
-            join(flow, i + flow.words[at + 2])
-            join(flow, i + 1)
-            return 0
-        i += 1
-        if flow.block_of[i]:
-            if code == NULL:
-                join(flow, i)
-            return 0
-
-
-cdef void transfer_call(Flow* flow, int64_t at) noexcept nogil:
-    cdef int64_t dst = flow.words[at + 1]
-    cdef VmFunc* callee = &flow.program.funcs[flow.words[at + 2]]
-    if dst >= ISA_VOID_REGISTER:
-        return
-    if callee.kind == FUNC_PACKED and flow.words[at + 3] == 0 and builtin_opcode(callee.packed.fn) == I_NULL:
-        flow.sets[dst // 64] &= ~(<uint64_t>1 << (dst % 64))
-    else:
-        flow.sets[dst // 64] |= <uint64_t>1 << (dst % 64)
-
-
-cdef void join(Flow* flow, int64_t target) noexcept nogil:
-    """Joins the running set into the block at `target`; queues it when that changed it or it is new."""
-    cdef int32_t block = flow.block_of[target]
-    cdef uint64_t* into = flow.sets + block * flow.n_words
-    cdef int64_t i
-    cdef bint changed = not flow.state[block] & 2
-    for i in range(flow.n_words):
-        if flow.sets[i] & ~into[i]:
-            into[i] |= flow.sets[i]
-            changed = True
-    if changed and not flow.state[block] & 1:
-        flow.state[block] = 3
-        flow.pending[flow.n_pending] = block
-        flow.n_pending += 1
-
-
-cdef int write_clears(Flow* flow, Insn* insn, bint hooked) except -1:
-    cdef int64_t i, bit, count = 0, result = insn.a // REGISTER_BYTES  # moved out by the Ret itself; < 0: a literal
-    cdef uint64_t word
-    cdef int32_t* listed
-    for i in range(flow.n_words):
-        count += __builtin_popcountll(flow.sets[i])
-    if count > LONG_CLEAR_LIST:
-        return 0
-    listed = <int32_t*>arena_alloc(
-        &flow.program.hooked_sites if hooked else &flow.program.sites, (count + 1) * sizeof(int32_t)
-    )
-    count = 0
-    for i in range(flow.n_words):
-        word = flow.sets[i]
-        while word:
-            bit = i * 64 + __builtin_ctzll(word)
-            word &= word - 1
-            if bit != result:
-                listed[count] = <int32_t>(bit * REGISTER_BYTES)
-                count += 1
-    insn.n = <uint16_t>count
-    insn.p = listed
-    return 0

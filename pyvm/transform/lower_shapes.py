@@ -301,12 +301,14 @@ class _LowerShapes(Rewriter):
                 self._emit("vm.builtin.check_prim_value_info", (value, DataTypeImm(info.dtype), context), "_", None)
             self._match_scalar(value, info, context, later)
         elif isinstance(info, TupleStructInfo):
-            if not isinstance(trusted, TupleStructInfo) or len(trusted.fields) != len(info.fields):
+            known_fields = trusted.fields if isinstance(trusted, TupleStructInfo) else None
+            if known_fields is None or len(known_fields) != len(info.fields):
+                known_fields = None  # a cast to another length is refused when it runs
                 self._emit("vm.builtin.check_tuple_info", (value, PrimValue(len(info.fields)), context), "_", None)
             for index, inner in enumerate(info.fields):
                 if isinstance(inner, ObjectStructInfo):
                     continue
-                known_field = trusted.fields[index] if isinstance(trusted, TupleStructInfo) else None
+                known_field = known_fields[index] if known_fields else None
                 item = self._emit("vm.builtin.tuple_getitem", (value, PrimValue(index)), "field", inner)
                 self._check_kind(item, inner, context, later, known_field)
         elif isinstance(info, CallableStructInfo) and not isinstance(trusted, CallableStructInfo):
@@ -327,6 +329,8 @@ class _LowerShapes(Rewriter):
         context: StringImm,
         later: list[tuple[Expr, StructInfo, StringImm]],
     ) -> None:
+        if known is not None and len(known) != len(dims):
+            known = None  # a cast to another rank is refused when it runs
         pairs: list[Expr] = []
         checks = False
         computed = False

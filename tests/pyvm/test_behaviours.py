@@ -367,6 +367,30 @@ def main(x: Tensor(?, float32)) -> Shape(ndim=2):
             vm["main"](value)
 
 
+@pytest.mark.parametrize(
+    ("known", "cast", "problem"),
+    [
+        ("Tensor((), float32)", "Tensor((n,), float32)", "ndim 1 but get 0"),
+        ("Tensor((2, 3), float32)", "Tensor((2,), float32)", "ndim 1 but get 2"),
+        ("Shape((2,))", "Shape((2, m))", "size 2 but get 1"),
+        ("Tuple(Tensor((n,), float32))", "Tuple(Tensor((n,), float32), Tensor((m,), float32))", "size 2 but get 1"),
+        ("Tuple(Object, Object)", "Tuple(Tensor((n,), float32))", "size 1 but get 2"),
+        ("Tensor((n,), float32)", "Shape((m,))", "expect a Shape but get Tensor"),
+    ],
+)
+def test_a_cast_that_cannot_hold_is_refused_when_it_runs(known: str, cast: str, problem: str) -> None:
+    vm = VirtualMachine(
+        compiled(
+            f"def main(x: Tensor((n,), float32), y: {known}) -> Object:\n    z = match_cast(y, {cast})\n    return z\n"
+        )
+    )
+    one = np.zeros(3, np.float32)
+    values: dict[str, Any] = {"Tensor((), float32)": one.sum(), "Tensor((2, 3), float32)": np.zeros((2, 3), "float32")}
+    values |= {"Shape((2,))": pyvm.Shape((2,)), "Tuple(Tensor((n,), float32))": (one,), "Tuple(Object, Object)": (1, 2)}
+    with pytest.raises(errors.VMError, match=problem):
+        vm["main"](one, values.get(known, one))
+
+
 COMPILED: dict[str, tuple[str, tuple[Any, ...], Any]] = {
     "python fills a result of computed shape": (
         """

@@ -354,10 +354,6 @@ def erase_branch(branch: SeqExpr) -> StructInfo:
     return erase_unknown(info, frozenset(struct_info_vars(info) - defined)) if defined else info
 
 
-# What Python says when an operator looks at an operand that there is not.
-_OPERAND_IS_MISSING = ("tuple index out of range", "max() arg is an empty sequence", "max() iterable argument is empty")
-
-
 def infer_call(call: Call) -> StructInfo:
     """Struct info of a call whose arguments have theirs.
 
@@ -373,6 +369,9 @@ def infer_call(call: Call) -> StructInfo:
         return call.struct_info or ObjectStructInfo()
     if isinstance(op, (GlobalVar, Var)):
         return _infer_function_call(op, call)
+    problem = op.wrong_count(len(call.args))
+    if problem is not None:
+        raise CompileError(problem if call.source is None else f"{problem} in {call.source}")
     try:
         return op.infer(call)
     except CompileError as error:
@@ -382,8 +381,6 @@ def infer_call(call: Call) -> StructInfo:
     except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError) as error:
         where = f" in {call.source}" if call.source is not None else ""
         problem = f"attribute {error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-        if problem in _OPERAND_IS_MISSING:
-            problem = f"an operand is missing, got {len(call.args)}"
         raise CompileError(f"{op.name}: {problem}{where}") from error
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from pyvm.ir.expr import Call
 from pyvm.op.registry import get_op
+from vmcore.errors import CompileError
 
 # The number of each in programs: vmcore/kernels/gemm.h.
 ACTIVATIONS = {
@@ -48,6 +49,15 @@ def activation_of(call: Call) -> dict[str, Any] | None:
     if params:
         attrs["activation_params"] = tuple(map(float, params))
     return attrs
+
+
+def check_operands(call: Call) -> None:
+    """Raise unless there are two operands, perhaps a bias, and a residual exactly if the attributes say so."""
+    n = len(call.args)
+    residual = bool(call.attrs.get("residual", False))
+    if n - residual not in (2, 3):
+        which = "with" if residual else "without"
+        raise CompileError(f"{call.op.name}: takes {2 + residual} or {3 + residual} operands {which} a residual, got {n}")
 
 
 def activation_args(attrs: dict[str, Any]) -> list[int | float]:

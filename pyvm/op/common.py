@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -404,10 +405,20 @@ def define(
     *,
     n_outputs: int = 1,
     half: bool = True,
+    operands: tuple[int, int | None] | None = None,
 ) -> Op:
     """Register an operator.
 
-    `lower` defaults to the kernel of the same name; `half` says that the kernel takes half precision tensors itself.
+    `lower` defaults to the kernel of the same name; `half` says that the kernel takes half precision tensors itself;
+    `operands` defaults to what the signature of `evaluate` says.
     """
     lower = lower or lower_to_kernel(name)
-    return register_op(Op(name, infer, reference(evaluate), lower if half else in_float32(lower), n_outputs))
+    lower = lower if half else in_float32(lower)
+    return register_op(Op(name, infer, reference(evaluate), lower, n_outputs, operands=operands or _operand_counts(evaluate)))
+
+
+def _operand_counts(evaluate: Callable[..., Any]) -> tuple[int, int | None]:
+    """How many operands a numpy reference takes at least, and at most (None: any number)."""
+    parameters = list(inspect.signature(evaluate).parameters.values())[1:]  # the first one is the attributes
+    named = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    return sum(p.default is p.empty for p in named), len(named) if named == parameters else None

@@ -11,7 +11,7 @@ import numpy as np
 from pyvm.ir.expr import Call, Expr, ShapeExpr
 from pyvm.ir.prim import Prim, sym_min
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo
-from pyvm.op.activation import ACTIVATIONS, activation_args, finish
+from pyvm.op.activation import ACTIVATIONS, activation_args, check_operands, finish
 from pyvm.op.common import (
     FLOAT,
     TensorLike,
@@ -141,6 +141,7 @@ def _check_bias(call: Call, channels: Prim) -> None:
 
 
 def _infer_conv(call: Call) -> StructInfo:
+    check_operands(call)
     x, w, dtype = _conv_operands(call)
     attrs = call.attrs
     if attrs.get("layout") == WINOGRAD_LAYOUT:
@@ -209,7 +210,7 @@ def _lower_conv(call: Call) -> Lowered:
     return KernelCall("kernel.conv", [*args, *activation_args(attrs), residual])
 
 
-_CONV = define("conv", _infer_conv, _evaluate_conv, _lower_conv, half=False)
+_CONV = define("conv", _infer_conv, _evaluate_conv, _lower_conv, half=False, operands=(2, 4))
 
 
 def _spatial_rank(op: str, x: Expr, w: Expr) -> int:

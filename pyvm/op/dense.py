@@ -11,7 +11,7 @@ import numpy as np
 
 from pyvm.ir.expr import Call, Constant, Expr
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo
-from pyvm.op.activation import ACTIVATIONS, activation_args, finish
+from pyvm.op.activation import ACTIVATIONS, activation_args, check_operands, finish
 from pyvm.op.common import (
     TensorLike,
     as_expr,
@@ -64,6 +64,7 @@ def _columns(call: Call) -> tuple[Any, Any]:
 
 
 def _infer(call: Call) -> StructInfo:
+    check_operands(call)
     infos = [tensor_info(call, i) for i in range(len(call.args))]
     dtype = same_dtype("linear", infos)
     check_dtype("linear", "a", infos[0], _FLOATS)
@@ -103,7 +104,7 @@ def _lower(call: Call) -> Lowered:
     return KernelCall("kernel.matmul_packed", args)
 
 
-_LINEAR = define("linear", _infer, _evaluate, _lower, half=False)
+_LINEAR = define("linear", _infer, _evaluate, _lower, half=False, operands=(2, 4))
 
 
 def linear(

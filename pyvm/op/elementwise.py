@@ -83,7 +83,7 @@ def _unary(
     """Register y = fn(x), elementwise; `dtypes`: what x may be; `result`: dtype of y, None for that of x."""
 
     lower = lower_to_kernel(name, () if result else (0,))
-    op = define(name, _infer_unary(dtypes, result), _typed(fn, result), lower)
+    op = define(name, _infer_unary(dtypes, result), _typed(fn, result), lower, operands=(1, 1))
 
     def constructor(x: TensorLike) -> Call:
         return make_call(op, [as_expr(x)])
@@ -175,7 +175,7 @@ def _with_attrs(name: str, fn: Callable[..., Any], *attrs: str, result: str | No
         values = [int(v) if isinstance(v, bool) else v for v in (call.attrs[a] for a in attrs)]
         return KernelCall(f"kernel.{name}", [*call.args, *values], () if result else (0,))
 
-    return define(name, _infer_unary(FLOAT, result), _typed(fn, result), lower)
+    return define(name, _infer_unary(FLOAT, result), _typed(fn, result), lower, operands=(1, 1))
 
 
 _LEAKY_RELU = _with_attrs("leaky_relu", lambda x, alpha: np.where(x < 0, alpha * x, x), "alpha")
@@ -421,7 +421,7 @@ def _binary(
 ) -> Callable[[TensorLike, TensorLike], Call]:
     """Register y = fn(a, b) with broadcasting; a and b share a dtype in `dtypes`; `result`: dtype of y if another."""
     evaluate = _typed(lambda a, b: fn(a, b.astype(a.dtype, copy=False)), result)
-    op = define(name, _infer_binary(dtypes, result), evaluate, _lower_binary)
+    op = define(name, _infer_binary(dtypes, result), evaluate, _lower_binary, operands=(2, 2))
 
     def constructor(a: TensorLike, b: TensorLike) -> Call:
         return make_call(op, as_exprs(a, b))

@@ -115,7 +115,12 @@ def _lower_concat(call: Call) -> Lowered:
     return KernelCall("kernel.concat", [*call.args, normalize_axis("concat", call.attrs["axis"], ndim)])
 
 
-_CONCAT = define("concat", _infer_concat, lambda attrs, *xs: np.concatenate(xs, axis=attrs["axis"]), _lower_concat)
+_CONCAT = define(
+    "concat",
+    _infer_concat,
+    lambda attrs, x, *more: np.concatenate((x, *more), axis=attrs["axis"]),
+    _lower_concat,
+)
 
 
 def concat(xs: Sequence[TensorLike], axis: int) -> Call:

@@ -92,6 +92,8 @@ class Op:
         Tensors in the result; more than one makes the result a tuple.
     is_pure : bool
         Whether a call may be folded, removed or merged with an equal one.
+    operands : (int, int or None)
+        How many operands a call has at least and at most; None is any number.
     """
 
     name: str
@@ -100,6 +102,15 @@ class Op:
     lower: Callable[[Call], Lowered]
     n_outputs: int = 1
     is_pure: bool = True
+    operands: tuple[int, int | None] = (0, None)
+
+    def wrong_count(self, n: int) -> str | None:
+        """What is wrong with a call on `n` operands; None if nothing is."""
+        least, most = self.operands
+        if least <= n and (most is None or n <= most):
+            return None
+        takes = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+        return f"{self.name}: takes {takes} operand{'' if takes.endswith('1') else 's'}, got {n}"
 
     def lowered(self, call: Call) -> Lowered:
         """`lower(call)`. Raises LoweringError for attributes that the operator cannot use, or that are missing."""

@@ -530,13 +530,17 @@ def test_what_cannot_be_compiled_is_named() -> None:
 @pytest.mark.parametrize(
     ("call", "problem"),
     [
-        ("relu()", "relu: an operand is missing, got 0"),
-        ("matmul(x)", "matmul: an operand is missing, got 1"),
-        ("concat()", "concat: an operand is missing, got 0"),
+        ("relu()", "relu: takes 1 operand, got 0"),
+        ("matmul(x)", "matmul: takes 2 operands, got 1"),
+        ("concat()", "concat: takes at least 1 operand, got 0"),
+        ("relu(x, x)", "relu: takes 1 operand, got 2"),
+        ("add(x, x, x)", "add: takes 2 operands, got 3"),
+        ("layer_norm(x, x, x, x)", "layer_norm: takes 2 to 3 operands, got 4"),
+        ("linear(x, x, x, x)", "linear: takes 2 or 3 operands without a residual, got 4"),
         ("cast(x)", "cast: attribute dtype is missing"),
     ],
 )
-def test_operators_with_too_little(call: str, problem: str) -> None:
+def test_operators_with_too_few_or_too_many_operands(call: str, problem: str) -> None:
     with pytest.raises(errors.CompileError, match=problem):
         compiled(f"def main(x: Tensor((2, 3), float32)) -> Object:\n    return {call}\n")
 

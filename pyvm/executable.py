@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import importlib
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vmcore.isa import FUNCTION_KINDS, PACKED_NUM_ARGS
+
+from .files import is_regular, open_to_read
 
 if TYPE_CHECKING:
     from vmcore import errors
@@ -423,8 +424,15 @@ class VMExecutable:
 
 
 def _read_file(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         return file.read()
+
+
+def _is_known(head: bytes) -> bool:
+    """Whether a file that begins so may be an executable."""
+    from .vmx_format import VMX_MAGIC
+
+    return head == VMX_MAGIC or int.from_bytes(head, "little") in TVM_MAGICS
 
 
 def load_executable(
@@ -461,7 +469,7 @@ def load_executable(
     ArgumentValueError
         If no file can have that path.
     OSError
-        If the file cannot be read.
+        If the file cannot be read, or is a device.
     """
     from .vmx_format import VMX_MAGIC, load_vmx, read_vmx
 
@@ -473,14 +481,13 @@ def load_executable(
             )
         path = os.fspath(source)
         try:
-            file = open(path, "rb")  # noqa: SIM115 (closed below)
+            file = open_to_read(path)
         except ValueError as error:
             raise errors.ArgumentValueError(f"load_executable: {path!a} is no name of a file: {error}") from None
         with file:
-            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                head = file.read(8)
-            else:  # a pipe: can be read once, and not mapped
-                source, path = file.read(), None
+            head = file.read(8)
+            if not is_regular(file):  # a pipe: can be read once, and not mapped; what is no executable may have no end
+                source, path = head + file.read() if _is_known(head) else head, None
     if path is None:
         head = bytes(source[:8])  # type: ignore[index,arg-type]
     try:

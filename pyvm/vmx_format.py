@@ -43,6 +43,7 @@ from vmcore.types import DataType, Shape
 
 from .byte_reader import MAX_NDIM, ByteReader, checked_tensor, make_tensor
 from .executable import DebugInfo, FunctionInfo, VMExecutable
+from .files import open_to_read
 
 if TYPE_CHECKING:
     from vmcore import errors
@@ -306,7 +307,7 @@ def load_vmx(path: str | os.PathLike[str], *, mmap: bool = True) -> VMExecutable
     OSError
         If it cannot be read.
     """
-    with open(path, "rb") as file:
+    with open_to_read(path, wait=False) as file:
         descriptor = file.fileno()
         size = os.fstat(descriptor).st_size
 

@@ -172,20 +172,22 @@ def save_vmx(executable: VMExecutable, path: str | os.PathLike[str]) -> None:
     target = os.path.realpath(os.fspath(path))
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".{os.path.basename(target)}.{os.urandom(6).hex()}.tmp")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    # A signal handler may raise after any call that Python makes here: what is opened always has an owner already.
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             _write_sections(executable, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException as error:
-        with contextlib.suppress(OSError):
+        try:
             os.unlink(temporary)
+        except OSError:
+            pass
         error.add_note(f"while saving {target}, which is what it was before")
         raise
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
-        descriptor = os.open(folder, os.O_RDONLY)
+        (descriptor,) = map(os.open, (folder,), (os.O_RDONLY,))  # called and stored in one step
         try:
             os.fsync(descriptor)
         finally:

@@ -54,9 +54,13 @@ cdef extern from *:
     /* CLOCK_MONOTONIC; 0: none. initial-exec: read at every entry, and 8 bytes always fit in the static block. */
     static __thread __attribute__((tls_model("initial-exec"))) int64_t vm_deadline_ns;
     /* Loops that are active on this thread's C stack, one inside the other: through callbacks, closures called from
-     * native code, and hooked calls. Each costs a few kilobytes of it. */
+     * native code, and hooked calls. Each costs about a kilobyte of it, at least. A thread may nest MAX_NATIVE_DEPTH;
+     * it gets them NATIVE_STEP at a time, each time after a look at how much stack it has: threads may be started with
+     * as little as 64 KB. `vm_native_left`: of those it got, the ones not in use. */
     #define MAX_NATIVE_DEPTH 400
-    static __thread __attribute__((tls_model("initial-exec"))) int vm_native_depth;
+    #define NATIVE_STEP 4
+    static __thread __attribute__((tls_model("initial-exec"))) int vm_native_left = NATIVE_STEP;
+    static __thread int vm_native_got = NATIVE_STEP;
     static __thread int vm_native_no_memory; /* memory ran out under the innermost compiled function */
     static int vm_is_main_thread(void) { return syscall(SYS_gettid) == getpid(); }
     #define CALL_NS 5    /* what a call between VM functions or a turn of a loop is taken to cost, at least */
@@ -75,12 +79,16 @@ cdef extern from *:
     void __builtin_unreachable() nogil
     int64_t SIGNAL_INTERVAL_NS
     int64_t vm_deadline_ns
-    int vm_native_depth
+    int vm_native_left, vm_native_got
     int vm_native_no_memory
-    int MAX_NATIVE_DEPTH
+    int MAX_NATIVE_DEPTH, NATIVE_STEP
     bint vm_is_main_thread() nogil
     int64_t vm_tensor_bytes(const Value* v) nogil
     int64_t vm_bytes(const Value* args, int32_t n) nogil
+
+cdef extern from "vmcore/stack.h" nogil:
+    const int64_t STACK_RESERVE
+    int64_t stack_left()
 
 # call_python needs the GIL and reports by return value; the loop holds the GIL when it calls it.
 ctypedef int (*PythonCall)(void* callable, const Value* args, int32_t n_args, Value* ret) noexcept nogil
@@ -158,18 +166,15 @@ cdef inline int64_t kernel_ns(const CallSite* site, int64_t nbytes) noexcept nog
 cdef int invoke(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept nogil:
     """Runs `func` on the arguments at the bottom of the register stack; out := result. The GIL is held before and
     after."""
-    global vm_native_depth
+    global vm_native_left
     cdef int status
-    cdef int32_t i
     cdef Program* program = cx.program
     cdef bint is_limited = any_limit  # there is someone to charge, or not to
     cdef WorkAccount* before = NULL
     cx.frame = cx.frames
-    if vm_native_depth >= MAX_NATIVE_DEPTH:
-        for i in range(func.n_params):
-            value_clear(cx.stack + i)
-        return native_recursion_error()
-    vm_native_depth += 1
+    if vm_native_left == 0:
+        return invoke_deeper(cx, func, out, gil_mode)
+    vm_native_left -= 1
     cx.gil_mode = gil_mode
     cx.budget_ns = BUDGET_NS
     cx.polled_ns = 0
@@ -189,8 +194,47 @@ cdef int invoke(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept no
     if is_limited:
         set_work_account(before)
     hold_gil(cx)
-    vm_native_depth -= 1
+    vm_native_left += 1
     return status
+
+
+cdef int invoke_deeper(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept nogil:
+    cdef int status
+    cdef int32_t i
+    if native_take() != 0:
+        for i in range(func.n_params):
+            value_clear(cx.stack + i)
+        return -1
+    status = invoke(cx, func, out, gil_mode)
+    native_give()
+    return status
+
+
+cdef int native_take() noexcept nogil:
+    """NATIVE_STEP more nested loops for this thread, which has none left; `native_give` takes them back."""
+    global vm_native_left, vm_native_got
+    cdef int64_t left
+    if vm_native_got >= MAX_NATIVE_DEPTH:
+        return fail_format(
+            fail, ERR_RECURSION, "calls that use the C stack (through Python or native code, or while an instrument or "
+            "the profiler listens) are nested deeper than %d", MAX_NATIVE_DEPTH,
+        )
+    left = stack_left()
+    if left < STACK_RESERVE:
+        return fail_format(
+            fail, ERR_RECURSION, "calls that use the C stack (through Python or native code, or while an instrument or "
+            "the profiler listens) are nested deeper than %d, and %lld bytes of this thread's stack are left, of which "
+            "%lld are kept for what they call", vm_native_got, <long long>left, <long long>STACK_RESERVE,
+        )
+    vm_native_got += NATIVE_STEP
+    vm_native_left += NATIVE_STEP
+    return 0
+
+
+cdef void native_give() noexcept nogil:
+    global vm_native_left, vm_native_got
+    vm_native_got -= NATIVE_STEP
+    vm_native_left -= NATIVE_STEP
 
 
 # ---- slow kinds of call ----------------------------------------------------------------------------------------------
@@ -397,9 +441,13 @@ cdef int call_native(Context* cx, VmFunc* func, Value* params, Value* out) noexc
     cdef Value* top = cx.top
     cdef Value* v
     cdef int status
-    global vm_native_depth
-    if vm_native_depth >= MAX_NATIVE_DEPTH:
-        status = native_recursion_error()
+    global vm_native_left
+    if vm_native_left == 0:
+        if native_take() == 0:
+            status = call_native(cx, func, params, out)
+            native_give()
+            return status
+        status = -1
     elif record >= cx.frames_end or params + func.n_regs > cx.stack_end:
         status = recursion_error()
     else:
@@ -408,13 +456,13 @@ cdef int call_native(Context* cx, VmFunc* func, Value* params, Value* out) noexc
         record.func = func
         cx.frame = record + 1
         cx.top = params + func.n_regs
-        vm_native_depth += 1
+        vm_native_left -= 1
         cx.native_depth += 1
         if cx.gil_mode == GIL_AUTO and KERNEL_NS + vm_bytes(params, func.n_params) >= BUDGET_NS:
             drop_gil(cx)
         status = run_native(cx, func, params, out)
         cx.native_depth -= 1
-        vm_native_depth -= 1
+        vm_native_left += 1
         cx.top = top
         if status == 0:
             cx.frame = record
@@ -502,13 +550,6 @@ cdef int call_nested(Context* cx, ClosureObj* closure, const Value* args, int32_
         status = run_loop(cx, callee, params, ret)
     cx.top = params
     return status
-
-
-cdef int native_recursion_error() noexcept nogil:
-    return fail_format(
-        fail, ERR_RECURSION, "calls that use the C stack (through Python or native code, or while an instrument or the "
-        "profiler listens) are nested deeper than %d", MAX_NATIVE_DEPTH,
-    )
 
 
 cdef int recursion_error() noexcept nogil:
@@ -895,9 +936,13 @@ cdef int call_hooked(Context* cx, VmFunc* func, Insn* pc, Value* base, Value* re
     cdef int status = -1
     cdef int skip = 0
     cdef int64_t started, ended, allocated
-    global vm_native_depth
-    if vm_native_depth >= MAX_NATIVE_DEPTH:
-        return native_recursion_error()
+    global vm_native_left
+    if vm_native_left == 0:
+        if native_take() != 0:
+            return -1
+        status = call_hooked(cx, func, pc, base, ret)
+        native_give()
+        return status
     args = <Value*>memory_alloc((site.n_args + 1) * sizeof(Value), MEMORY_SCRATCH)
     if args == NULL:
         return fail(ERR_ALLOC, "call: no memory for arguments")
@@ -915,9 +960,9 @@ cdef int call_hooked(Context* cx, VmFunc* func, Insn* pc, Value* base, Value* re
             started = now_ns()
             if skip == 0:
                 cx.depth += 1
-                vm_native_depth += 1
+                vm_native_left -= 1
                 status = call_plain(cx, func, mine, pc, site, args, base, ret)
-                vm_native_depth -= 1
+                vm_native_left += 1
                 cx.depth -= 1
             ended = now_ns()
             if status == 0 and skip == 0:  # nobody hears of the end of a call that was not made

@@ -32,6 +32,10 @@ cdef object _Shape = Shape
 
 cnp.import_array()
 
+cdef extern from "vmcore/stack.h" nogil:
+    const int64_t STACK_RESERVE
+    int64_t stack_left()
+
 cdef extern from *:
     """
     /* An ndarray over foreign bytes; steals `descr`. Its base is set by the caller. */
@@ -511,8 +515,14 @@ cdef object as_array(object source):
             raise errors.ArgumentTypeError(
                 f"tensor: this {type(source).__name__} is on {_Device(int(kind), int(index))}, tensors live on cpu(0)"
             )
+    if stack_left() < STACK_RESERVE:  # it runs Python, which may come here again
+        raise errors.RecursionLimitError(
+            f"tensor: conversions are nested too deeply for this thread's stack, of which {stack_left()} bytes are left"
+        )
     try:
         return np.from_dlpack(source)
+    except RecursionError:  # not turned into a TypeError: numpy would ask again, at every level
+        raise
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise errors.ArgumentTypeError(
             f"tensor: this {type(source).__name__} cannot be taken over by DLPack: {error}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -321,3 +323,69 @@ def test_destructors_that_call_machines_leave_the_error_alone() -> None:
             other["native"]()
     for name in ("ct.bomb", "ct.fail2"):
         pyvm.remove_global_func(name)
+
+
+SMALL_STACK = """
+import sys, threading
+import numpy as np
+import pyvm
+from pyvm.asm import assemble
+from pyvm.vm import VirtualMachine
+
+pyvm.register_func("call_back", lambda f, x: f(f, x))
+pyvm.register_func("call_machine", lambda x: vm["machine"](x))
+vm = VirtualMachine(assemble('''
+func @itself(%0) regs=2
+  call @itself (%0) -> %1
+  ret %1
+func @back(%0 function, %1 value) regs=3
+  call @call_back (%0, %1) -> %2
+  ret %2
+func @closures(%0) regs=3
+  call @vm.builtin.make_closure (@back) -> %1
+  call @call_back (%1, %0) -> %2
+  ret %2
+func @machine(%0) regs=2
+  call @call_machine (%0) -> %1
+  ret %1
+func @copy(%0) regs=2
+  call @vm.builtin.copy (%0) -> %1
+  ret %1
+'''))
+hooked = VirtualMachine(vm.executable)
+hooked.set_instrument(lambda *_: None)
+
+class Producer:
+    def __dlpack_device__(self):
+        return 1, 0
+    def __dlpack__(self, **_):
+        return vm["copy"](self)
+
+def body():
+    for machine, name, value in ((vm, "itself", 1), (hooked, "itself", 1), (vm, "closures", 1), (vm, "machine", 1),
+                                 (vm, "copy", Producer())):
+        for _ in range(3):
+            try:
+                machine[name](value)
+            except RecursionError as error:
+                kinds.append(type(error).__name__)
+    x = np.ones((64, 64), np.float32)
+    assert vm["copy"](x).shape == (64, 64)  # usable again
+
+kinds = []
+sys.setrecursionlimit(100_000)
+threading.stack_size(int(sys.argv[1]) << 10)
+thread = threading.Thread(target=body)
+thread.start()
+thread.join()
+assert not thread.is_alive() and kinds == ["RecursionLimitError"] * 15, kinds
+"""
+
+
+@pytest.mark.parametrize("kilobytes", [64, 128, 256])
+def test_recursion_without_end_on_a_small_stack(
+    run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, kilobytes: int
+) -> None:
+    """Threads may have any stack that Python can start them with; the depth that fits is what counts."""
+    done = run_python("-c", SMALL_STACK, str(kilobytes), cwd=tmp_path)
+    assert done.returncode == 0, (done.returncode, done.stderr)

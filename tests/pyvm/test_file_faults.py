@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 
 import pyvm
 import pyvm.vmx_format
+import pyvm.vmx_writer
 from pyvm.asm import assemble
 from pyvm.executable import VMExecutable
 from pyvm.vm import VirtualMachine
@@ -69,17 +72,16 @@ def test_every_write_may_fail(path: Path, monkeypatch: pytest.MonkeyPatch, new: 
     """A full disk at any write: the old file, or none, and nothing left behind."""
     target = path.with_name("new.vmx") if new else path
     before = path.read_bytes()
-    fdopen = os.fdopen
     for n in range(1, 1000):
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         failing: list[_Failing] = []
 
-        def opened(descriptor: int, mode: str, n: int = n, full: OSError = full, failing: list = failing) -> _Failing:
-            failing.append(_Failing(fdopen(descriptor, mode), n, full))
+        def opened(path: str, mode: str, n: int = n, full: OSError = full, failing: list = failing) -> _Failing:
+            failing.append(_Failing(open(path, mode), n, full))
             return failing[0]
 
         with monkeypatch.context() as patch:
-            patch.setattr(pyvm.vmx_format.os, "fdopen", opened)
+            patch.setattr(pyvm.vmx_writer, "open", opened, raising=False)
             try:
                 executable(2.0).save(target)
             except OSError as error:
@@ -156,14 +158,11 @@ def test_a_folder_that_cannot_be_written_to(path: Path, tmp_path: Path, monkeypa
         finally:
             tmp_path.chmod(0o700)
     else:  # to root no folder is read-only; a file system is
-        real = os.open
 
-        def read_only(name: str, flags: int, *mode: int) -> int:
-            if flags & os.O_CREAT:
-                raise OSError(errno.EROFS, os.strerror(errno.EROFS), name)
-            return real(name, flags, *mode)
+        def read_only(name: str, mode: str) -> int:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), name)
 
-        monkeypatch.setattr(pyvm.vmx_format.os, "open", read_only)
+        monkeypatch.setattr(pyvm.vmx_writer, "open", read_only, raising=False)
         with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
             executable(2.0).save(path)
         monkeypatch.undo()
@@ -198,21 +197,87 @@ def test_a_truncated_file(path: Path, mmap: bool) -> None:
 
 @pytest.mark.parametrize("mmap", [True, False])
 def test_a_file_that_shrinks_while_it_is_read(path: Path, monkeypatch: pytest.MonkeyPatch, mmap: bool) -> None:
+    """After each of the looks at its size or kind."""
     data, real = path.read_bytes(), os.fstat
+    n_looks = 0
     for keep in (40, 200, 4096, len(data) - 10):
-        path.write_bytes(data)
+        last = 1
+        while last <= max(n_looks, 1):
+            path.write_bytes(data)
+            n_looks = 0
 
-        def shrinking(descriptor: int, keep: int = keep) -> os.stat_result:
-            found = real(descriptor)
-            if found.st_size == len(data):
-                os.truncate(path, keep)
-            return found
+            def shrinking(descriptor: int, keep: int = keep, last: int = last) -> os.stat_result:
+                nonlocal n_looks
+                found = real(descriptor)
+                if stat.S_ISREG(found.st_mode):
+                    n_looks += 1
+                    if n_looks == last:
+                        os.truncate(path, keep)
+                return found
 
-        # The first fstat is that of load_executable, before it knows the format: only the size it saw is old.
-        with monkeypatch.context() as patch:
-            patch.setattr(pyvm.vmx_format.os, "fstat", shrinking)
-            with pytest.raises(pyvm.errors.FormatError):
-                pyvm.load_executable(path, mmap=mmap)
+            with monkeypatch.context() as patch:
+                patch.setattr(pyvm.vmx_format.os, "fstat", shrinking)
+                with pytest.raises(pyvm.errors.FormatError):
+                    pyvm.load_executable(path, mmap=mmap)
+            last += 1
+
+
+class _Interrupt(Exception):
+    pass
+
+
+def _interrupt(*_: object) -> None:
+    raise _Interrupt
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGALRM raises _Interrupt."""
+    old = signal.signal(signal.SIGALRM, _interrupt)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, old)
+
+
+def test_what_has_no_end_is_refused(tmp_path: Path, interrupts: None) -> None:
+    """Devices, and a pipe that brings something else for ever."""
+    os.symlink("/dev/zero", tmp_path / "link")
+    signal.alarm(20)
+    for device in ("/dev/null", "/dev/zero", "/dev/urandom", tmp_path / "link"):
+        with pytest.raises(OSError, match="neither a regular file nor a pipe"):
+            pyvm.load_executable(device)
+        with pytest.raises(pyvm.errors.FrontendError, match="neither a regular file nor a pipe"):
+            pyvm.compile(device)
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
+        assert endless.stdout is not None
+        with pytest.raises(pyvm.errors.FormatError, match="no executable"):
+            pyvm.load_executable(f"/dev/fd/{endless.stdout.fileno()}")
+        endless.kill()
+
+
+def test_a_pipe_can_be_read(path: Path) -> None:
+    with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as pipe:
+        assert pipe.stdout is not None
+        machine = VirtualMachine(pyvm.load_executable(f"/dev/fd/{pipe.stdout.fileno()}"))
+    assert float(machine["main"]().numpy()[-1]) == 1.0
+
+
+def test_interrupted_saves_leave_nothing_behind(path: Path, interrupts: None) -> None:
+    """A signal handler that raises, at any moment: the old file or the new one, no other file, no open descriptor."""
+    made = executable(1.0, 1 << 14)
+    interrupted = 0
+    before = len(os.listdir("/proc/self/fd"))
+    for step in range(200):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 1e-6 + step * 4e-6)
+            made.save(path)
+            time.sleep(0.02)  # not longer: where nothing can be raised, as in a destructor, an exception is lost
+        except _Interrupt:
+            interrupted += 1
+    assert interrupted > 150
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert os.listdir(path.parent) == ["model.vmx"]
+    assert value_of(path) == 1.0
 
 
 def test_a_replaced_file_stays_what_it_was(path: Path) -> None:

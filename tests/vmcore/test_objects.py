@@ -217,3 +217,23 @@ def test_names_of_data_types():
     for name in [*wrong, "Float32", "float 32", "float32 ", "float\u0663\u0662", "float0", "float256", "int8x65536"]:
         with pytest.raises(ValueError, match="DataType"):
             DataType(name)
+
+
+def test_a_producer_that_comes_back_for_ever() -> None:
+    """The end of the recursion arrives as it is: as a TypeError, numpy would ask each producer twice."""
+    n_asked = 0
+
+    class Producer:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 1, 0
+
+        def __dlpack__(self, **_: object) -> object:
+            nonlocal n_asked
+            n_asked += 1
+            if n_asked > 100_000:
+                raise KeyboardInterrupt
+            return tensor(self)
+
+    with pytest.raises(RecursionError):
+        tensor(Producer())
+    assert n_asked < 10_000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, numpy_helper
 
+from pyvm.files import is_regular, open_to_read
 from vmcore.errors import FrontendError
 
 # Element types that the IR has. Strings, complex numbers, 8-bit floats and types below 8 bits are not among them.
@@ -35,6 +35,7 @@ _DTYPES: dict[int, str] = {
 
 _MAX_DENSE_BYTES = 1 << 27  # of a sparse tensor: a file of some bytes must not ask for gigabytes
 _MAX_NDIM = 64
+_MAX_MODEL_BYTES = (1 << 31) - 1  # of a protobuf message; larger models keep their weights beside it
 
 
 def load_model(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None]:
@@ -52,11 +53,14 @@ def load_model(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple
         path = Path(model)
         what, folder = str(path), path.parent
         try:
-            model = path.read_bytes()
+            with open_to_read(path) as file:
+                model = file.read(_MAX_MODEL_BYTES + 1)
         except OSError as error:
             raise FrontendError(f"cannot read {path}: {error.strerror or error}") from error
         except ValueError as error:  # a name that no file can have
             raise FrontendError(f"cannot read {what!a}: {error}") from error
+    if len(model) > _MAX_MODEL_BYTES:
+        raise FrontendError(f"{what}: more than {_MAX_MODEL_BYTES} bytes, which no ONNX model can have")
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(bytes(model))
@@ -211,9 +215,9 @@ def _external_array(tensor: TensorProto, dtype: str, dims: tuple[int, ...], fold
     if length != expected or offset < 0:
         raise FrontendError(f"{what}: shape {dims} of {dtype} needs {expected} bytes, external data gives {length}")
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
-            raise FrontendError(f"{what}: external data {location!r} is not a regular file")
-        with path.open("rb") as file:
+        with open_to_read(path, wait=False) as file:
+            if not is_regular(file):
+                raise FrontendError(f"{what}: external data {location!r} is not a regular file")
             missing = offset + length - os.fstat(file.fileno()).st_size
             if missing <= 0:
                 file.seek(offset)

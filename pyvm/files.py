@@ -8,15 +8,8 @@ import stat
 from io import BufferedReader
 
 
-def open_to_read(path: str | os.PathLike[str], *, wait: bool = True) -> BufferedReader:
-    """Opens a regular file, or a pipe.
-
-    Parameters
-    ----------
-    path : path
-        What to open.
-    wait : bool
-        Whether opening a pipe waits for somebody who opens it for writing; else it is empty until then.
+def open_to_read(path: str | os.PathLike[str]) -> BufferedReader:
+    """Opens a regular file, or a pipe: that waits for somebody who opens it for writing.
 
     Raises
     ------
@@ -25,15 +18,10 @@ def open_to_read(path: str | os.PathLike[str], *, wait: bool = True) -> Buffered
     ValueError
         If no file can have that path.
     """
-
-    def opener(name: str, flags: int) -> int:
-        mode = os.stat(name).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode) and not stat.S_ISDIR(mode):  # of folders, `open` says so
-            raise OSError(errno.EINVAL, "neither a regular file nor a pipe", name)
-        # What was looked at can be replaced before it is opened: by a pipe, which is not waited for.
-        return os.open(name, flags if wait and stat.S_ISFIFO(mode) else flags | os.O_NONBLOCK)
-
-    return open(path, "rb", opener=opener)
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode) and not stat.S_ISDIR(mode):  # of folders, `open` says so
+        raise OSError(errno.EINVAL, "neither a regular file nor a pipe", os.fspath(path))
+    return open(path, "rb")  # without an opener in Python, which a signal could end with a descriptor that nobody owns
 
 
 def is_regular(file: BufferedReader) -> bool:

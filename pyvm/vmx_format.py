@@ -307,7 +307,7 @@ def load_vmx(path: str | os.PathLike[str], *, mmap: bool = True) -> VMExecutable
     OSError
         If it cannot be read.
     """
-    with open_to_read(path, wait=False) as file:
+    with open_to_read(path) as file:
         descriptor = file.fileno()
         size = os.fstat(descriptor).st_size
 

@@ -13,9 +13,16 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Union
 
+from vmcore.errors import CompileError
+
 Prim = Union[int, "PrimExpr"]
 Monomial = tuple[tuple["PrimExpr", int], ...]  # atoms with their powers, sorted by text; () is the constant term
 _INT64_MAX = 2**63 - 1
+# A few hundred bytes of model can square a dimension forty times. What is beyond these is refused: CompileError.
+_MAX_DEGREE = 64  # a power that two to which does not fit in 64 bits
+_MAX_BITS = 1024  # of a coefficient
+_MAX_PAIRS = 1 << 14  # of terms that a product multiplies out
+_MAX_TEXT = 1 << 15  # characters
 
 
 class PrimExpr:
@@ -85,9 +92,15 @@ class PrimExpr:
         raise TypeError(f"the symbolic integer {self} has no value at compile time")
 
     def _set_text(self, text: str) -> None:
+        if len(text) > _MAX_TEXT:
+            raise _too_large(f"has {len(text)} characters", f"{_MAX_TEXT} characters")
         # INVARIANT: the text is canonical, so equality of texts is equality of expressions.
         self._text = text
         self._hash = hash(text)
+
+
+def _too_large(what: str, limit: str) -> CompileError:
+    return CompileError(f"a symbolic integer {what}; the limit is {limit}")
 
 
 class SymVar(PrimExpr):
@@ -190,6 +203,9 @@ def _mono_key(mono: Monomial) -> tuple[bool, int, str]:
 
 def _from_terms(terms: dict[Monomial, int]) -> Prim:
     terms = {mono: coeff for mono, coeff in terms.items() if coeff}
+    bits = max((coeff.bit_length() for coeff in terms.values()), default=0)
+    if bits > _MAX_BITS:
+        raise _too_large(f"has a coefficient of {bits} bits", f"{_MAX_BITS} bits")
     if not terms:
         return 0
     if len(terms) == 1:
@@ -214,11 +230,16 @@ def _mono_product(a: Monomial, b: Monomial) -> Monomial:
     powers = dict(a)
     for atom, power in b:
         powers[atom] = powers.get(atom, 0) + power
+    degree = sum(powers.values())
+    if degree > _MAX_DEGREE:
+        raise _too_large(f"has a product of {degree} factors", f"{_MAX_DEGREE} factors")
     return tuple(sorted(powers.items(), key=lambda item: item[0]._text))
 
 
 def _product(a: dict[Monomial, int], b: dict[Monomial, int]) -> Prim:
     terms: dict[Monomial, int] = {}
+    if len(a) * len(b) > _MAX_PAIRS:
+        raise _too_large(f"is a product of sums of {len(a)} and {len(b)} terms", f"{_MAX_PAIRS} products of terms")
     for mono_a, coeff_a in a.items():
         for mono_b, coeff_b in b.items():
             mono = _mono_product(mono_a, mono_b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import stat
@@ -253,6 +254,19 @@ def test_what_has_no_end_is_refused(tmp_path: Path, interrupts: None) -> None:
         with pytest.raises(pyvm.errors.FormatError, match="no executable"):
             pyvm.load_executable(f"/dev/fd/{endless.stdout.fileno()}")
         endless.kill()
+
+
+def test_interrupted_loads_leave_nothing_open(path: Path, interrupts: None) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for step in range(300):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 1e-6 + step * 1e-6)
+            pyvm.load_executable(path)
+            time.sleep(0.005)
+        except _Interrupt:
+            pass
+    gc.collect()  # a mapping has a descriptor, and exceptions may keep it in a cycle
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_pipe_can_be_read(path: Path) -> None:

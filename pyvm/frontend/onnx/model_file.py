@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, numpy_helper
 
-from pyvm.files import is_regular, open_to_read
+from pyvm.files import open_to_read
 from vmcore.errors import FrontendError
 
 # Element types that the IR has. Strings, complex numbers, 8-bit floats and types below 8 bits are not among them.
@@ -215,9 +216,9 @@ def _external_array(tensor: TensorProto, dtype: str, dims: tuple[int, ...], fold
     if length != expected or offset < 0:
         raise FrontendError(f"{what}: shape {dims} of {dtype} needs {expected} bytes, external data gives {length}")
     try:
-        with open_to_read(path, wait=False) as file:
-            if not is_regular(file):
-                raise FrontendError(f"{what}: external data {location!r} is not a regular file")
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
+            raise FrontendError(f"{what}: external data {location!r} is not a regular file")
+        with path.open("rb") as file:
             missing = offset + length - os.fstat(file.fileno()).st_size
             if missing <= 0:
                 file.seek(offset)

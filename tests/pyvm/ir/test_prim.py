@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvm.ir import SymVar, bounds, evaluate, free_vars, parse_prim, prove_equal, substitute, sym_max, sym_min
+from pyvm.errors import CompileError
+from pyvm.ir import Prim, SymVar, bounds, evaluate, free_vars, parse_prim, prove_equal, substitute, sym_max, sym_min
 
 N, M, K = SymVar("n"), SymVar("m"), SymVar("k")
 
@@ -137,3 +141,26 @@ def test_simplification_keeps_the_value(formula, environment) -> None:
     low, high = bounds(expression)
     assert low is None or low <= value
     assert high is None or value <= high
+
+
+GROWTH: dict[str, Callable[[Prim, Prim], Prim]] = {
+    "squares": lambda a, b: a * a,
+    "coefficients": lambda a, b: a * 7_000_000_000_000_000_000,
+    "polynomials": lambda a, b: (a + b) * a,
+    "terms": lambda a, b: a * (b + SymVar("v" + "x" * len(str(a))) + 1),
+    "quotients": lambda a, b: (a + 1) // b * (a + 2),
+    "extrema": lambda a, b: sym_max(sym_min(a, b * 2) * 3 + a, b),
+}
+
+
+@pytest.mark.parametrize("name", GROWTH)
+def test_what_doubles_for_ever_is_refused_soon(name: str) -> None:
+    """A kilobyte of model can ask for each of these; before there was a limit some took hours and gigabytes."""
+    value: Prim = N
+    start = time.process_time()
+    with pytest.raises(CompileError, match="a symbolic integer .*the limit is"):
+        for _ in range(400):
+            value = GROWTH[name](value, M)
+            bounds(value)
+            prove_equal(value, M)
+    assert time.process_time() - start < 10

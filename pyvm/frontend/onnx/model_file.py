@@ -55,7 +55,7 @@ def load_model(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple
         what, folder = str(path), path.parent
         try:
             with open_to_read(path) as file:
-                model = file.read(_MAX_MODEL_BYTES + 1)
+                model = file.read()  # not of a size: that much would be allocated first
         except OSError as error:
             raise FrontendError(f"cannot read {path}: {error.strerror or error}") from error
         except ValueError as error:  # a name that no file can have

@@ -173,7 +173,7 @@ cdef int invoke(Context* cx, VmFunc* func, Value* out, int gil_mode) noexcept no
     cdef WorkAccount* before = NULL
     cx.frame = cx.frames
     if vm_native_left == 0:
-        return invoke_deeper(cx, func, out, gil_mode)
+        return slow_invoke(cx, func, out, gil_mode)
     vm_native_left -= 1
     cx.gil_mode = gil_mode
     cx.budget_ns = BUDGET_NS
@@ -208,6 +208,11 @@ cdef int invoke_deeper(Context* cx, VmFunc* func, Value* out, int gil_mode) noex
     status = invoke(cx, func, out, gil_mode)
     native_give()
     return status
+
+
+# Through a pointer, so that the C compiler does not inline the rare path into `invoke`.
+cdef int (*slow_invoke)(Context*, VmFunc*, Value*, int) noexcept nogil
+slow_invoke = invoke_deeper
 
 
 cdef int native_take() noexcept nogil:

@@ -14,6 +14,7 @@ from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.printer import function_symbols
 from pyvm.transform import DEFAULT_PIPELINE, Pass, run_passes
 from pyvm.transform.lowered import UPPER_BOUNDS
+from vmcore.checked_calls import checked
 from vmcore.errors import CompileError, FrontendError, ParseError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _EXEC_MODES = ("bytecode",)
 
 
+@checked
 @typed_nesting("compile")
 def compile(
     model: IRModule | str | os.PathLike[str] | Any,
@@ -61,11 +63,13 @@ def compile(
 
     Raises
     ------
+    ArgumentTypeError
+        If one of the options is of another type.
     CompileError
         If the model cannot be read (FrontendError, ParseError), is not well-formed (WellFormedError) or cannot be
         lowered (LoweringError).
     """
-    if exec_mode not in _EXEC_MODES:
+    if not isinstance(exec_mode, str) or exec_mode not in _EXEC_MODES:
         raise CompileError(f"exec_mode {exec_mode!r}: only 'bytecode' is built in this version")
     module = _as_module(model, shape_dict)
     check_well_formed(module)

@@ -11,7 +11,8 @@ from typing import Any, Union
 
 import numpy as np
 
-from vmcore.errors import FormatError
+from vmcore import arguments
+from vmcore.errors import AllocationError, ArgumentTypeError, FormatError, IntegerRangeError
 from vmcore.types import BitsArray, DataType, Shape, stored_dtype, tensor_dtype
 
 Constant = Union[np.ndarray, Shape, str, int, float, DataType]  # noqa: UP007 (evaluated at run time)
@@ -25,7 +26,7 @@ def normalize_constant(value: Any) -> Constant:
 
     Raises
     ------
-    TypeError, ValueError
+    ArgumentTypeError, ArgumentValueError
         If the pool has no such kind, or a number does not fit.
     """
     if isinstance(value, (DataType, str, float)) and not isinstance(value, np.generic):
@@ -33,24 +34,24 @@ def normalize_constant(value: Any) -> Constant:
     if isinstance(value, (bool, int, np.integer, np.bool_)):
         number = int(value)
         if not -(2**63) <= number < 2**63:
-            raise ValueError(f"constant: {number} does not fit in int64")
+            raise IntegerRangeError(f"constant: {number} does not fit in int64")
         return number
     if isinstance(value, np.floating):
         return float(value)
     if isinstance(value, (tuple, list)):
         if not all(isinstance(d, (int, np.integer)) and not isinstance(d, bool) for d in value):
-            raise TypeError(f"constant: {value!r} is not a shape (a sequence of integers)")
+            raise ArgumentTypeError(f"constant: {arguments.shown(value)} is not a shape (a sequence of integers)")
         return value if isinstance(value, Shape) else Shape(value)
     if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
         return DataType(value)
     if not isinstance(value, np.ndarray):
-        if hasattr(value, "__dlpack__"):
-            value = np.from_dlpack(value)
-        elif hasattr(value, "__array__"):
-            value = np.asarray(value)
-        else:
-            raise TypeError(f"constant: the pool holds no {type(value).__name__}")
-    array = value
+        if isinstance(value, type) or not (hasattr(value, "__dlpack__") or hasattr(value, "__array__")):
+            raise ArgumentTypeError(f"constant: the pool holds no {type(value).__name__}")
+        try:
+            value = np.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(value)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise ArgumentTypeError(f"constant: this {type(value).__name__} is no array: {error}") from error
+    array = arguments.without_mask("constant", value)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     try:
@@ -59,11 +60,14 @@ def normalize_constant(value: Any) -> Constant:
     except (TypeError, ValueError):
         stored = None
     if stored is None:
-        raise TypeError(f"constant: a tensor of {array.dtype} cannot be in the constant pool")
+        raise ArgumentTypeError(f"constant: a tensor of {array.dtype} cannot be in the constant pool")
     if array.dtype.kind not in "biufc":  # a type that a package added to numpy: its bits are carried
         array = BitsArray.wrap(np.array(array, order="C").view(stored), element_type)
     if array.flags.writeable or not array.flags.c_contiguous:
-        array = array.copy(order="C")
+        try:
+            array = array.copy(order="C")
+        except MemoryError as error:
+            raise AllocationError(f"constant: no memory for a compact copy: {error}") from None
         array.flags.writeable = False
     return array
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from vmcore.errors import VerifyError
+from vmcore import arguments
+from vmcore.checked_calls import checked_method
+from vmcore.errors import ArgumentValueError, VerifyError
 from vmcore.isa import (
     IMMEDIATE_MAX,
     MAX_ARGS,
@@ -104,24 +106,29 @@ class ExecBuilder:
 
     def r(self, index: int) -> Operand:
         """A register."""
+        if type(index) is not int:
+            index = arguments.integer("r", "the register", index)
         if not (0 <= index < MAX_REGISTERS or index in (VOID_REGISTER, VM_REGISTER)):
-            raise ValueError(f"register {index} is not in 0..{MAX_REGISTERS - 1}")
+            raise ArgumentValueError(f"register {index} is not in 0..{MAX_REGISTERS - 1}")
         return Operand(pack_arg(_REGISTER, index))
 
     def imm(self, value: int) -> Operand:
         """An immediate integer, at most 2**55 - 1 in magnitude."""
+        if type(value) is not int:
+            value = arguments.integer("imm", "the immediate", value)
         if not -IMMEDIATE_MAX <= value <= IMMEDIATE_MAX:
-            raise ValueError(f"immediate {value} is outside of +-(2**55 - 1); use convert_constant")
+            raise ArgumentValueError(f"immediate {value} is outside of +-(2**55 - 1); use convert_constant")
         return Operand(pack_arg(_IMMEDIATE, value))
 
     def c(self, index: int) -> Operand:
         """A constant, by pool index; what `convert_constant` returned is taken as it is."""
         if isinstance(index, Operand):
             if index.kind != _CONSTANT:
-                raise ValueError(f"c: {index!r} is not a constant")
+                raise ArgumentValueError(f"c: {index!r} is not a constant")
             return index
+        index = arguments.integer("c", "the index", index)
         if not 0 <= index < len(self._constants):
-            raise ValueError(f"constant index {index} is not in the pool of {len(self._constants)}")
+            raise ArgumentValueError(f"constant index {index} is not in the pool of {len(self._constants)}")
         return Operand(pack_arg(_CONSTANT, index))
 
     def f(self, name: str) -> Operand:
@@ -147,6 +154,7 @@ class ExecBuilder:
             self._constant_index.setdefault(key, index)
         return Operand(pack_arg(_CONSTANT, index))
 
+    @checked_method
     def set_memory_scope(self, constant: Operand, scope: str) -> None:
         """Records the memory scope of a constant."""
         self._memory_scopes[self.c(constant).value] = scope
@@ -155,16 +163,21 @@ class ExecBuilder:
 
     def declare_function(self, name: str, kind: int = PACKED_FUNC) -> int:
         """Enters `name` into the function table, which is in order of first mention; returns its index."""
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"function name {name!r} is not a non-empty string")
-        index = self._function_index.get(name)
+        index = self._function_index.get(name) if type(name) is str else None
         if index is None:
+            if not arguments.text("ExecBuilder", "the name of a function", name):
+                raise ArgumentValueError("ExecBuilder: the name of a function must be non-empty, got ''")
+            if arguments.integer("declare_function", "kind", kind) not in (PACKED_FUNC, VM_FUNC, VMTIR_FUNC):
+                kinds = f"{PACKED_FUNC}, {VM_FUNC} or {VMTIR_FUNC}"
+                raise arguments.wrong_value("declare_function", "kind", kinds, kind)
+            name = str(name)
             index = self._function_index[name] = len(self._functions)
             self._functions.append(FunctionInfo(int(kind), name))
         elif self._functions[index].num_args == PACKED_NUM_ARGS and kind != PACKED_FUNC:
             self._functions[index].kind = int(kind)
         return index
 
+    @checked_method
     @contextmanager
     def function(
         self,
@@ -189,18 +202,19 @@ class ExecBuilder:
             Registers of a frame at least; those that are mentioned always count.
         """
         if self._current is not None:
-            raise ValueError(f"function {name!r} inside {self._functions[self._current].name!r}: scopes do not nest")
+            outer = self._functions[self._current].name
+            raise ArgumentValueError(f"function {name!r} inside {outer!r}: scopes do not nest")
         if num_inputs < 0 or num_inputs > MAX_ARGS:
-            raise ValueError(f"function {name!r}: {num_inputs} inputs is not in 0..{MAX_ARGS}")
+            raise ArgumentValueError(f"function {name!r}: {num_inputs} inputs is not in 0..{MAX_ARGS}")
         names = list(param_names or ())
         if names and len(names) != num_inputs:
-            raise ValueError(f"function {name!r}: {num_inputs} inputs but {len(names)} parameter names")
+            raise ArgumentValueError(f"function {name!r}: {num_inputs} inputs but {len(names)} parameter names")
         if kind not in (VM_FUNC, VMTIR_FUNC):
-            raise ValueError(f"function {name!r}: kind {kind} cannot be defined here")
+            raise ArgumentValueError(f"function {name!r}: kind {kind} cannot be defined here")
         index = self.declare_function(name, kind)
         info = self._functions[index]
         if info.num_args != PACKED_NUM_ARGS:
-            raise ValueError(f"function {name!r} is defined twice")
+            raise ArgumentValueError(f"function {name!r} is defined twice")
         start = len(self._instructions)
         info.kind, info.num_args, info.param_names = int(kind), num_inputs, names
         info.start_instr = start if kind == VM_FUNC else 0
@@ -222,12 +236,12 @@ class ExecBuilder:
         end = len(self._instructions)
         if info.kind == VMTIR_FUNC:
             if end != start:
-                raise ValueError(f"function {info.name!r}: a compiled function has no instructions")
+                raise ArgumentValueError(f"function {info.name!r}: a compiled function has no instructions")
             return
         info.end_instr = end
         unplaced = [label.name for label in self._labels if label.pc is None]
         if unplaced:
-            raise ValueError(f"function {info.name!r}: labels {', '.join(unplaced)} were never placed")
+            raise ArgumentValueError(f"function {info.name!r}: labels {', '.join(unplaced)} were never placed")
         for pc, position, label in self._jumps:
             assert label.pc is not None
             self._instructions[pc][position] = label.pc - pc
@@ -238,28 +252,32 @@ class ExecBuilder:
                 used.append(words[1])
         info.register_file_size = max(info.register_file_size, max(used) + 1)
 
+    @checked_method
     def set_signature(self, name: str, signature: Signature) -> None:
         """Records what the function `name` takes and returns."""
         self._signatures[name] = signature
 
+    @checked_method
     def set_metadata(self, key: str, value: str) -> None:
         """Records a free string."""
         self._metadata[key] = value
 
     # ---- instructions
 
+    @checked_method
     def label(self, name: str | None = None) -> Label:
         """A new jump target of the current function."""
         label = Label(name or f"label{len(self._labels)}", self._scope())
         self._labels.append(label)
         return label
 
+    @checked_method
     def place(self, label: Label) -> None:
         """Makes the next instruction the target of `label`."""
         if label.function != self._scope():
-            raise ValueError(f"{label!r} belongs to {self._functions[label.function].name!r}")
+            raise ArgumentValueError(f"{label!r} belongs to {self._functions[label.function].name!r}")
         if label.pc is not None:
-            raise ValueError(f"{label!r} is placed twice")
+            raise ArgumentValueError(f"{label!r} is placed twice")
         label.pc = len(self._instructions)
 
     def emit_call(
@@ -288,9 +306,13 @@ class ExecBuilder:
         """
         self._scope()
         callee = self.declare_function(name)
-        words = [self._operand(arg) for arg in (args or ())]
+        if args is None:
+            args = ()
+        elif not arguments.is_iterable(args):
+            raise arguments.wrong_type(f"call of {name!r}", "args", "an iterable of operands and values", args)
+        words = [self._operand(arg) for arg in args]
         if len(words) > MAX_ARGS:
-            raise ValueError(f"call of {name!r}: {len(words)} arguments, the limit is {MAX_ARGS}")
+            raise ArgumentValueError(f"call of {name!r}: {len(words)} arguments, the limit is {MAX_ARGS}")
         target = VOID_REGISTER if dst is None else self._register(dst)
         self._emit([_CALL, target, callee, len(words), *words], source, note)
 
@@ -313,28 +335,31 @@ class ExecBuilder:
     def _emit_jump(self, words: list[int], target: int | Label, source: str | None, note: str | None) -> None:
         if isinstance(target, Label):
             if target.function != self._scope():
-                raise ValueError(f"{target!r} belongs to {self._functions[target.function].name!r}")
+                raise ArgumentValueError(f"{target!r} belongs to {self._functions[target.function].name!r}")
             self._jumps.append((len(self._instructions), len(words) - 1, target))
         else:
-            words[-1] = int(target)
+            words[-1] = arguments.integer("ExecBuilder", "the target of a jump", target, -(2**31), 2**31 - 1)
         self._emit(words, source, note)
 
     def _emit(self, words: list[int], source: str | None, note: str | None) -> None:
+        for what, said in (("source", source), ("note", note)):
+            if said is not None and not isinstance(said, str):
+                raise arguments.wrong_type("ExecBuilder", what, "a str or None", said)
         if self._functions[self._scope()].kind != VM_FUNC:
-            raise ValueError("a compiled function has no instructions")
+            raise ArgumentValueError("a compiled function has no instructions")
         self._instructions.append(words)
         self._sources.append(source)
         self._notes.append(note)
 
     def _scope(self) -> int:
         if self._current is None:
-            raise ValueError("instructions and labels belong inside `with builder.function(...)`")
+            raise ArgumentValueError("instructions and labels belong inside `with builder.function(...)`")
         return self._current
 
     def _register(self, register: Operand | int) -> int:
         if isinstance(register, Operand):
             if register.kind != _REGISTER:
-                raise ValueError(f"{register!r} is not a register")
+                raise ArgumentValueError(f"{register!r} is not a register")
             return register.value
         return self.r(register).value
 
@@ -349,6 +374,7 @@ class ExecBuilder:
 
     # ---- the result
 
+    @checked_method
     def get(self, *, formalize: bool = True, check: bool = True) -> VMExecutable:
         """The executable.
 
@@ -365,7 +391,7 @@ class ExecBuilder:
             If the program breaks a rule.
         """
         if self._current is not None:
-            raise ValueError(f"get: the scope of {self._functions[self._current].name!r} is still open")
+            raise ArgumentValueError(f"get: the scope of {self._functions[self._current].name!r} is still open")
         functions = [copy(info) for info in self._functions]
         instructions = [list(words) for words in self._instructions]
         for info in functions:

@@ -23,14 +23,14 @@ from vmcore.isa import FUNCTION_KINDS, PACKED_NUM_ARGS
 from .files import is_regular, open_to_read
 
 if TYPE_CHECKING:
-    from vmcore import errors
+    from vmcore import arguments, errors
 
     from .constants import Constant
     from .explain import Explanation
     from .profile import Profile
     from .signature import Signature
 else:
-    from vmcore.status import errors  # the same, imported when there is an error
+    from vmcore.status import arguments, errors  # the same, imported when there is a use for them
 
 PACKED_FUNC, VM_FUNC, VMTIR_FUNC = FUNCTION_KINDS
 TVM_MAGICS = 0xD225DE2F4214151D, 0xD225DE2F4214151E  # first words of files in TVM's format, versions 1 and 2
@@ -137,6 +137,41 @@ class DebugInfo:
         return f"DebugInfo({len(self.indices)} instructions, {len(self.strings)} sources)"
 
 
+def _listed(parameter: str, items: Iterable[Any], kind: type | None = None) -> list[Any]:
+    """The items of an argument of VMExecutable as a list of its own."""
+    if isinstance(items, np.ndarray) or not arguments.is_iterable(items):
+        raise arguments.wrong_type("VMExecutable", parameter, "an iterable", items)
+    listed = list(items)
+    if kind is not None and not all(isinstance(item, kind) for item in listed):
+        raise arguments.wrong_type("VMExecutable", parameter, f"an iterable of {kind.__name__}", listed)
+    return listed
+
+
+def _sources(parameter: str, sources: Iterable[str | None] | None) -> list[str | None]:
+    listed = [] if sources is None else _listed(parameter, sources)
+    if not all(source is None or isinstance(source, str) for source in listed):
+        raise arguments.wrong_type("VMExecutable", parameter, "an iterable of str and None", listed)
+    return listed
+
+
+def _words(parameter: str, words: Any) -> np.ndarray:
+    if isinstance(words, np.ndarray) and words.dtype == np.int64 and words.ndim == 1:
+        return np.ascontiguousarray(words)
+    try:
+        array = np.asarray(words)
+    except (TypeError, ValueError):
+        array = np.zeros((), object)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu") or array.dtype == np.uint64:
+        raise arguments.wrong_type("VMExecutable", parameter, "a sequence of integers of 64 bits", words)
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _mapping(parameter: str, mapping: Any) -> dict[Any, Any]:
+    if mapping is not None and not isinstance(mapping, Mapping):
+        raise arguments.wrong_type("VMExecutable", parameter, "a mapping", mapping)
+    return {} if mapping is None else dict(mapping)
+
+
 _NO_INSTRUCTIONS = np.zeros(0, dtype=np.int64)
 
 
@@ -181,19 +216,19 @@ class VMExecutable:
         metadata: dict[str, str] | None = None,
         notes: DebugInfo | Iterable[str | None] | None = None,
     ) -> None:
-        self.functions = list(functions)
-        self.constants: list[Constant] = list(constants)
+        self.functions = _listed("functions", functions, FunctionInfo)
+        self.constants: list[Constant] = _listed("constants", constants)
         if self.constants:
             from .constants import normalize_constant  # here, because readers have them in the form they need
 
             self.constants = [normalize_constant(value) for value in self.constants]
-        self.instr_offset = np.ascontiguousarray(instr_offset, dtype=np.int64)
-        self.instr_data = np.ascontiguousarray(instr_data, dtype=np.int64)
-        self.memory_scopes = dict(memory_scopes or {})
-        self.debug = debug if isinstance(debug, DebugInfo) else DebugInfo(debug or ())
-        self._signatures = dict(signatures or {})
-        self._metadata = dict(metadata or {})
-        self._notes = notes if isinstance(notes, DebugInfo) else DebugInfo(notes or ())
+        self.instr_offset = _words("instr_offset", instr_offset)
+        self.instr_data = _words("instr_data", instr_data)
+        self.memory_scopes: dict[int, str] = _mapping("memory_scopes", memory_scopes)
+        self.debug = debug if isinstance(debug, DebugInfo) else DebugInfo(_sources("debug", debug))
+        self._signatures: dict[str, Signature] = _mapping("signatures", signatures)
+        self._metadata: dict[str, str] = _mapping("metadata", metadata)
+        self._notes = notes if isinstance(notes, DebugInfo) else DebugInfo(_sources("notes", notes))
         # Set by a reader that put them off: the checksum of the weights, and decoding signatures, metadata and notes.
         self._check_weights: Callable[[], None] | None = None
         self._decode_meta: Callable[[], tuple[dict[str, Signature], dict[str, str]]] | None = None
@@ -247,6 +282,7 @@ class VMExecutable:
 
     def function_index(self, name: str) -> int:
         """Position of a function in the table; raises FunctionNotFoundError."""
+        name = arguments.text("VMExecutable", "the name of a function", name)
         for index, info in enumerate(self.functions):
             if info.name == name:
                 return index
@@ -315,6 +351,7 @@ class VMExecutable:
         """
         from vmcore.verify import verify
 
+        full = arguments.flag("verify", "full", full)
         verify(self)
         if full:
             self._ensure_meta()
@@ -334,7 +371,7 @@ class VMExecutable:
         """
         from .tvm_format import write_tvm
 
-        return write_tvm(self, version=version)
+        return write_tvm(self, version=arguments.integer("to_bytes", "version", version))
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> VMExecutable:
@@ -354,12 +391,14 @@ class VMExecutable:
         ------
         FormatError
             If the executable holds what the format cannot.
+        ArgumentTypeError, ArgumentValueError
+            If `path` is no path, or no file can have it.
         OSError
             If the folder cannot be written to (PermissionError, EROFS) or the disk is full (ENOSPC, EDQUOT, EFBIG).
         """
         from .vmx_writer import save_vmx
 
-        save_vmx(self, path)
+        save_vmx(self, arguments.path("save", "path", path))
 
     # ---- text
 
@@ -473,13 +512,15 @@ def load_executable(
     """
     from .vmx_format import VMX_MAGIC, load_vmx, read_vmx
 
+    if mmap is not True:
+        mmap = arguments.flag("load_executable", "mmap", mmap)
     path = None
     if not isinstance(source, (bytes, bytearray, memoryview)):
         if not isinstance(source, (str, os.PathLike)):
             raise errors.ArgumentTypeError(
                 f"load_executable: expected a path or the bytes of an executable, got {type(source).__name__}"
             )
-        path = os.fspath(source)
+        path = arguments.path("load_executable", "source", source) if not isinstance(source, str) else source
         try:
             file = open_to_read(path)
         except ValueError as error:
@@ -489,6 +530,11 @@ def load_executable(
             if not is_regular(file):  # a pipe: can be read once, and not mapped; what is no executable may have no end
                 source, path = head + file.read() if _is_known(head) else head, None
     if path is None:
+        if isinstance(source, memoryview) and (source.ndim != 1 or source.itemsize != 1 or not source.c_contiguous):
+            try:
+                source = source.cast("B")
+            except TypeError as error:
+                raise errors.ArgumentTypeError(f"load_executable: a memoryview that is no bytes: {error}") from None
         head = bytes(source[:8])  # type: ignore[index,arg-type]
     try:
         if head == VMX_MAGIC:

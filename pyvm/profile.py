@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyvm.executable import VM_FUNC, VMExecutable
+from vmcore import arguments
 from vmcore.machine import Machine
 from vmcore.objects import Tensor
 
@@ -207,6 +208,7 @@ class Profile:
 
     def table(self, limit: int = 20) -> str:
         """The most expensive instructions as text."""
+        limit = arguments.integer("table", "limit", limit, 0)
         rows = [self._COLUMNS, *self._rows(limit)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(self._COLUMNS))]
         lines = []
@@ -236,6 +238,7 @@ class Profile:
 
     def show(self, limit: int = 20) -> None:
         """Prints the table, in colour and fitted to the terminal where there is one and `rich` is installed."""
+        limit = arguments.integer("show", "limit", limit, 0)
         if not sys.stdout.isatty() or importlib.util.find_spec("rich") is None:
             print(self.table(limit))
         else:

@@ -18,9 +18,9 @@ from vmcore.types import Device, cpu
 if TYPE_CHECKING:  # loaded when something is watched or measured, which costs something
     from pyvm.monitor import MemoryReport
     from pyvm.profile import Profile, TimeResult
-    from vmcore import errors
+    from vmcore import arguments, errors
 else:
-    from vmcore.status import errors  # the same, imported when there is an error
+    from vmcore.status import arguments, errors  # the same, imported when there is a use for them
 
 __all__ = ["Library", "VirtualMachine", "deadline", "load_library"]
 
@@ -36,14 +36,6 @@ def _devices(device: Device | Sequence[Device] | None) -> Sequence[Device]:
             "VirtualMachine: expected a Device or a list of at least one, got an empty list"
         )
     return device
-
-
-def _integer(function: str, parameter: str, value: Any) -> int:
-    """`value` as an int; raises ArgumentTypeError."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise errors.ArgumentTypeError(f"{function}: {parameter} must be an int, got {value!r}") from None
 
 
 class VirtualMachine:
@@ -88,8 +80,9 @@ class VirtualMachine:
         If it calls functions that are not registered; the message lists them all.
     LinkError
         If it has compiled functions that are in none of the libraries.
-    ValueError
-        For an unknown device or memory configuration, or a memory limit that is not positive.
+    ArgumentTypeError, ArgumentValueError
+        For an unknown device or memory configuration, a memory limit that is not positive, and what else is no such
+        argument.
     """
 
     def __init__(
@@ -114,18 +107,25 @@ class VirtualMachine:
             executable = load_executable(executable)
         for one in _devices(device):
             if not isinstance(one, Device):
-                raise errors.ArgumentTypeError(f"VirtualMachine: expected a Device such as pyvm.cpu(), got {one!r}")
+                raise errors.ArgumentTypeError(
+                    f"VirtualMachine: expected a Device such as pyvm.cpu(), got {arguments.shown(one)}"
+                )
             if one != cpu():
-                raise ValueError(f"VirtualMachine: device {one!r} is not available, programs run on cpu(0)")
-        if memory_cfg not in (None, "pooled", "naive"):
-            raise ValueError(f"VirtualMachine: memory_cfg must be None, 'pooled' or 'naive', got {memory_cfg!r}")
+                raise errors.ArgumentValueError(
+                    f"VirtualMachine: device {one!r} is not available, programs run on cpu(0)"
+                )
+        if memory_cfg is not None:
+            memory_cfg = arguments.choice("VirtualMachine", "memory_cfg", memory_cfg, ("pooled", "naive"))
         if memory_limit is not None:
-            memory_limit = _integer("VirtualMachine", "memory_limit", memory_limit)
+            memory_limit = arguments.integer("VirtualMachine", "memory_limit", memory_limit)
             if not 0 < memory_limit < 2**63:
-                raise ValueError(f"VirtualMachine: memory_limit must be a positive number of bytes, got {memory_limit}")
+                raise errors.ArgumentValueError(
+                    f"VirtualMachine: memory_limit must be a positive number of bytes, got {memory_limit}"
+                )
         if not isinstance(libraries, Sequence) or not all(isinstance(one, Library) for one in libraries):
             raise errors.ArgumentTypeError(
-                "VirtualMachine: libraries must be a sequence of what pyvm.load_library returns, got " + repr(libraries)
+                "VirtualMachine: libraries must be a sequence of what pyvm.load_library returns, got "
+                + arguments.shown(libraries)
             )
         self.executable = executable
         options = {"memory_cfg": memory_cfg, "memory_limit": memory_limit, "gil": gil, "libraries": tuple(libraries)}
@@ -148,12 +148,13 @@ class VirtualMachine:
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         """The function called `name`; raises FunctionNotFoundError."""
-        saved = self._saved.get(name)
-        return saved if saved is not None else self._machine.function(name)
+        if self._saved and isinstance(name, str) and name in self._saved:
+            return self._saved[name]
+        return self._machine.function(name)
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a function called `name`."""
-        return name in self.function_names()
+        return isinstance(name, str) and name in self.function_names()
 
     def __iter__(self) -> Iterator[str]:
         """The names of the functions, as `function_names` has them."""
@@ -200,6 +201,8 @@ class VirtualMachine:
         ArgumentValueError
             If `saved_name` is taken.
         """
+        saved_name = arguments.text("save_function", "saved_name", saved_name)
+        include_return = arguments.flag("save_function", "include_return", include_return)
         if saved_name in self.function_names():
             raise errors.ArgumentValueError(f"save_function: the name {saved_name!r} is taken")
         function = self._machine.function(name)
@@ -211,7 +214,8 @@ class VirtualMachine:
 
     def set_input(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Keeps the arguments of the next `invoke_stateful(name)`; arrays are borrowed until then."""
-        self._inputs[name] = self._ordered(name, args, kwargs)
+        ordered = self._ordered(name, args, kwargs)
+        self._inputs[name] = ordered
 
     def invoke_stateful(self, name: str) -> None:
         """Calls `name` on its kept inputs and keeps the result. Raises ArgumentValueError without inputs."""
@@ -260,7 +264,7 @@ class VirtualMachine:
 
         if instrument is not None and not callable(instrument):
             raise errors.ArgumentTypeError(
-                f"set_instrument: expected a callable or None, got {type(instrument).__name__} {instrument!r}"
+                f"set_instrument: expected a callable or None, got {arguments.shown(instrument)}"
             )
         functions = self.executable.functions
         machine = weakref.ref(self._machine)  # the machine owns the hook
@@ -302,10 +306,9 @@ class VirtualMachine:
         """
         from pyvm.profile import time_calls
 
-        number = _integer("time_evaluator", "number", number)
-        repeat = _integer("time_evaluator", "repeat", repeat)
-        if isinstance(min_repeat_ms, bool) or not isinstance(min_repeat_ms, (int, float)):
-            raise errors.ArgumentTypeError(f"time_evaluator: min_repeat_ms must be a number, got {min_repeat_ms!r}")
+        number = arguments.integer("time_evaluator", "number", number)
+        repeat = arguments.integer("time_evaluator", "repeat", repeat)
+        min_repeat_ms = arguments.number("time_evaluator", "min_repeat_ms", min_repeat_ms)
         if number < 1 or repeat < 1 or not 0 <= min_repeat_ms < float("inf"):
             raise errors.ArgumentValueError(
                 "time_evaluator: number and repeat must be at least 1 and min_repeat_ms not negative, got "

@@ -17,7 +17,7 @@ from vmcore.status cimport fail, last_error_kind, last_error_text
 from vmcore.threads cimport TaskFn, WorkAccount, parallel_for, thread_count, work_account
 from vmcore.value cimport ERR_DEADLINE, ERR_PYTHON, FunctionObj, PackedFn, Value, object_release, object_retain
 
-from vmcore.status import errors
+from vmcore.status import arguments, errors
 
 cdef extern from "vmcore/library.h" nogil:
     struct HostHooks:
@@ -122,8 +122,8 @@ cdef class Library:
     changed is copied back.
     """
 
-    def __init__(self):
-        raise TypeError("Library: open one with pyvm.load_library(path)")
+    def __init__(self, *args, **kwargs):
+        raise errors.ArgumentTypeError("Library: open one with pyvm.load_library(path)")
 
     cdef FunctionObj* find(self, str name) except? NULL:
         """The kernel called `name` with one more reference, or NULL when there is none (no exception)."""
@@ -141,7 +141,7 @@ cdef class Library:
             made = NULL if f == NULL else function_from_native(library_call, f, LIBRARY_NS_PER_BYTE)
             if made == NULL:
                 memory_free(f)
-                raise MemoryError(f"library: no memory for function {name!r}")
+                raise errors.AllocationError(f"library: no memory for function {name!r}")
             memory_keep(made)  # as the library, for as long as the process
             made.is_library = 1
             face = named_function(&made.head, name)
@@ -156,7 +156,7 @@ cdef class Library:
 
     def function(self, name):
         """The kernel called `name`, callable from Python. Raises FunctionNotFoundError."""
-        cdef FunctionObj* f = self.find(name)
+        cdef FunctionObj* f = self.find(str(arguments.text("library", "name", name)))
         if f == NULL:
             raise errors.FunctionNotFoundError(f"library: {self.path} has no function {name!r} (__tvm_ffi_{name})")
         object_release(f)
@@ -166,7 +166,10 @@ cdef class Library:
         return self.function(name)
 
     def __contains__(self, name):
-        cdef FunctionObj* f = self.find(name)
+        cdef FunctionObj* f
+        if not isinstance(name, str):
+            return False
+        f = self.find(str(arguments.text("library", "name", name)))
         if f != NULL:
             object_release(f)
         return f != NULL
@@ -193,11 +196,13 @@ def load_library(path):
     ------
     LinkError
         If it cannot be loaded; the message is the system's.
+    ArgumentTypeError, ArgumentValueError
+        If `path` is no path, or no file can have it.
     """
     cdef void* handle
     cdef void** context
     cdef Library library
-    path = os.path.abspath(os.fspath(path))
+    path = os.path.abspath(arguments.path("load_library", "path", path))
     encoded = os.fsencode(path)
     handle = library_open(encoded)
     if handle == NULL:

@@ -35,7 +35,7 @@ from vmcore.value cimport (
 from _thread import RLock  # what `threading` has; that module is not cheap to import
 from types import SimpleNamespace
 
-from vmcore.status import errors
+from vmcore.status import arguments, errors
 from vmcore.verify import verify as verify_executable
 
 import numpy as np
@@ -45,6 +45,7 @@ cnp.import_array()
 cdef extern from "Python.h":
     ctypedef enum PyGILState_STATE:
         pass
+    object vm_call "PyObject_Call"(object callable, tuple args, dict kwargs)
     PyGILState_STATE PyGILState_Ensure() nogil
     void PyGILState_Release(PyGILState_STATE) nogil
     Py_ssize_t PyVectorcall_NARGS(size_t nargsf)
@@ -223,8 +224,8 @@ cdef class ProgramOwner:
     cdef PythonCallee* callees  # one per Python function of the program
     cdef int32_t n_callees
 
-    def __init__(self):
-        raise TypeError("ProgramOwner: made by a Machine only")
+    def __init__(self, *args, **kwargs):
+        raise errors.ArgumentTypeError("ProgramOwner: made by a Machine only")
 
     def __dealloc__(self):
         if self.program != NULL:
@@ -248,7 +249,7 @@ cdef class ProgramOwner:
             return 0
         self.callees = <PythonCallee*>memory_calloc(n, sizeof(PythonCallee), MEMORY_PROGRAM)
         if self.callees == NULL:
-            raise MemoryError("machine: no memory for a list of Python functions")
+            raise errors.AllocationError("machine: no memory for a list of Python functions")
         self.n_callees = n
         for i in range(program.n_funcs):
             f = program.funcs[i].packed
@@ -319,14 +320,15 @@ cdef class BoundFunction:
     cdef object describe
     cdef object __weakref__
 
-    def __init__(self):
-        raise TypeError("BoundFunction: take one from a virtual machine, vm[name]")
+    def __init__(self, *args, **kwargs):
+        raise errors.ArgumentTypeError("BoundFunction: take one from a virtual machine, vm[name]")
 
     def __reduce__(self):
         return self.describe.reduce_function(self.name)
 
     def __call__(self, *args, **kwargs):
-        raise SystemError("vectorcall is used instead")
+        # Calls go through `vectorcall`; this is what `f.__call__(...)` finds, the slot as it was before.
+        return vm_call(self, args, kwargs)
 
     def __repr__(self):
         return f"<pyvm function {self.name}({', '.join(self.param_names)})>"
@@ -544,8 +546,8 @@ cdef class Machine:
     cdef object __weakref__
 
     def __cinit__(self, executable, describe, pooled=True, gil="auto", libraries=(), memory_limit=None):
-        if gil not in _GIL_MODES:
-            raise ValueError(f"gil: expected one of {', '.join(_GIL_MODES)}, got {gil!r}")
+        if type(gil) is not str or gil not in _GIL_MODES:
+            gil = arguments.choice("VirtualMachine", "gil", gil, _GIL_MODES)
         # Verified, decoded and decoded again for hooks are copies: an executable can be changed, also by other threads.
         parts = SimpleNamespace(
             functions=[copy_info(info) for info in executable.functions],
@@ -569,7 +571,7 @@ cdef class Machine:
         self.program.release = release_contexts
         self.program.reclaim = free_idle_contexts
         if memory_limit is not None and allocator_set_limit(self.program.allocator, memory_limit) != 0:
-            raise MemoryError("VirtualMachine: no memory for its books")
+            raise errors.AllocationError("VirtualMachine: no memory for its books")
         self.executable = executable
         self.describe = describe
         self.gil_mode = _GIL_MODES[gil]
@@ -578,6 +580,8 @@ cdef class Machine:
     def function(self, name):
         """The function called `name`, the same object every time. Raises FunctionNotFoundError."""
         cdef int32_t i
+        if type(name) is not str:
+            name = str(arguments.text("VirtualMachine", "the name of a function", name))
         found = self.functions.get(name)
         if found is not None:
             return found
@@ -594,7 +598,7 @@ cdef class Machine:
         """Function `index` of the function table as a callable."""
         cdef Value v
         if not 0 <= index < self.program.n_funcs:
-            raise IndexError(f"callee: {index} is outside a table of {self.program.n_funcs} functions")
+            raise errors.IndexRangeError(f"callee: {index} is outside a table of {self.program.n_funcs} functions")
         if self.program.funcs[<int32_t>index].packed == NULL:
             return self.function(self.parts.functions[index].name)
         value_set(&v, VT_FUNCTION, <int64_t>self.program.funcs[<int32_t>index].packed)
@@ -673,9 +677,8 @@ class deadline:
     """
 
     def __init__(self, seconds):
-        if isinstance(seconds, str) or not hasattr(seconds, "__float__") and not hasattr(seconds, "__index__"):
-            raise errors.ArgumentTypeError(f"deadline: seconds must be a number, got {seconds!r}")
-        seconds = float(seconds)
+        if type(seconds) is not float:
+            seconds = arguments.number("deadline", "seconds", seconds)
         if not seconds >= 0:
             raise errors.ArgumentValueError(f"deadline: expected seconds >= 0, got {seconds}")
         self._seconds = seconds

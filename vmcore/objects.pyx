@@ -15,7 +15,8 @@ from vmcore.status cimport SavedError, fail, raise_status, restore_error, save_e
 from vmcore.value cimport (
     DL_BFLOAT, DL_BOOL, DL_COMPLEX, DL_FLOAT, DL_INT, DL_UINT, ERR_PYTHON, OBJ_DELETE_STRONG, OBJ_DELETE_WEAK, OBJ_OWN,
     OBJ_READONLY, PyObjectObj, VT_ARRAY, VT_BOOL, VT_CLOSURE, VT_DEVICE, VT_DTYPE, VT_FLOAT, VT_FUNCTION, VT_INT,
-    VT_NONE, VT_PYOBJECT, VT_RAW_STR, VT_SHAPE, VT_SMALL_STR, VT_STR, VT_TENSOR, dtype_bytes, object_init,
+    VT_NONE, VT_PYOBJECT, VT_RAW_STR, VT_SHAPE, VT_SMALL_STR, VT_STORAGE, VT_STR, VT_TENSOR, StorageObj,
+    dtype_bytes, object_init,
     object_release, object_retain, value_clear, value_dtype, value_float, value_ptr, value_set, value_set_bool,
     value_set_dtype, value_set_float, value_set_int, value_set_none, value_set_object, value_type,
 )
@@ -23,7 +24,7 @@ from types import GenericAlias
 
 import numpy as np
 
-from vmcore.status import errors
+from vmcore.status import arguments, errors
 from vmcore.types import DataType, Device, Shape
 
 cdef object _DataType = DataType
@@ -244,10 +245,13 @@ cdef object no_element_type(object array):
 cdef TensorObj* tensor_from_array(cnp.ndarray array) except NULL:
     """A tensor over `array`; without a copy when the array is C-contiguous, aligned and in native byte order.
 
-    Raises TypeError for a dtype that tensors do not have, ValueError for more than 64 dimensions.
+    Raises TypeError for a dtype that tensors do not have and for an array with a mask, ValueError for more than 64
+    dimensions.
     """
     cdef VmDataType dtype
     cdef TensorObj* t
+    if not cnp.PyArray_CheckExact(array):
+        arguments.without_mask("tensor", array)
     if not dtype_of_array(array, &dtype):
         if (<object>array).dtype.isnative:
             raise no_element_type(array)
@@ -255,10 +259,13 @@ cdef TensorObj* tensor_from_array(cnp.ndarray array) except NULL:
         if not dtype_of_array(array, &dtype):
             raise no_element_type(array)
     if not (cnp.PyArray_IS_C_CONTIGUOUS(array) and cnp.PyArray_ISALIGNED(array)):
-        array = np.array(array, order="C", copy=True, subok=False)
+        try:
+            array = np.array(array, order="C", copy=True, subok=False)
+        except MemoryError as error:
+            raise errors.AllocationError(f"tensor: no memory for a compact copy: {error}") from None
     t = tensor_new(<int32_t>cnp.PyArray_NDIM(array))
     if t == NULL:
-        raise MemoryError("tensor: no memory for a header")
+        raise errors.AllocationError("tensor: no memory for a header")
     if tensor_set_shape(t, <const int64_t*>cnp.PyArray_DIMS(array), dtype) < 0:
         object_release(t)
         raise errors.ArgumentValueError(f"tensor: shape {(<object>array).shape} does not fit in memory")
@@ -288,8 +295,8 @@ cdef class Tensor:
     numpy view or DLPack capsule over them.
     """
 
-    def __init__(self):
-        raise TypeError("Tensor: make one with pyvm.tensor(array)")
+    def __init__(self, *args, **kwargs):
+        raise errors.ArgumentTypeError("Tensor: make one with pyvm.tensor(array)")
 
     @classmethod
     def __class_getitem__(cls, item):
@@ -355,18 +362,29 @@ cdef class Tensor:
 
     def __array__(self, dtype=None, copy=None):
         array = self.numpy()
-        if dtype is not None and array.dtype != dtype:
-            if copy is False:
-                raise ValueError(f"tensor: {array.dtype} as {np.dtype(dtype)} needs a copy, and copy=False forbids it")
-            return array.astype(dtype)
+        if copy is not None:
+            copy = arguments.flag("tensor", "copy", copy)
+        if dtype is not None:
+            wanted = numpy_type(dtype)
+            if array.dtype != wanted:
+                if copy is False:
+                    raise errors.ArgumentValueError(
+                        f"tensor: {array.dtype} as {wanted} needs a copy, and copy=False forbids it"
+                    )
+                try:
+                    return array.astype(wanted)
+                except (TypeError, ValueError) as error:
+                    raise errors.ArgumentTypeError(f"tensor: {array.dtype} cannot become {wanted}: {error}") from None
         return array.copy() if copy else array
 
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
-        if stream is not None and stream != -1:
-            raise BufferError(f"tensor: a CPU tensor takes no stream, got {stream!r}")
-        if dl_device is not None and tuple(dl_device) != (1, 0):
-            raise BufferError(f"tensor: lives on device (1, 0), cannot export to {tuple(dl_device)}")
-        if copy:
+        if stream is not None and (type(stream) is not int or stream != -1):
+            raise BufferError(f"tensor: a CPU tensor takes no stream, got {arguments.shown(stream)}")
+        if dl_device is not None and pair("dl_device", dl_device) != (1, 0):
+            raise BufferError(f"tensor: lives on device (1, 0), cannot export to {arguments.shown(dl_device)}")
+        if max_version is not None:
+            max_version = pair("max_version", max_version)
+        if copy is not None and arguments.flag("tensor", "copy", copy):
             return tensor(self.numpy().copy()).__dlpack__(max_version=max_version)
         if max_version is not None and max_version[0] >= 1:
             return PyCapsule_New(
@@ -410,17 +428,17 @@ cdef class Tensor:
 
     def __len__(self):
         if self.obj.dl.ndim == 0:
-            raise TypeError("tensor: a 0-d tensor has no length")
+            raise errors.ArgumentTypeError("tensor: a 0-d tensor has no length")
         return self.obj.dl.shape[0]
 
     def __float__(self):
-        return float(self.numpy().item())
+        return float(only_element(self, "float"))
 
     def __int__(self):
-        return int(self.numpy().item())
+        return int(only_element(self, "int"))
 
     def __bool__(self):
-        return bool(self.numpy().item())
+        return bool(only_element(self, "bool"))
 
     def __reduce__(self):
         return tensor, (self.numpy().copy(),)
@@ -434,6 +452,31 @@ cdef class Tensor:
         return f"Tensor(({dims}), {self.dtype},\n{values})"
 
 
+cdef object only_element(Tensor x, str kind):
+    """The one element of a tensor that has one."""
+    if x.size != 1:
+        raise errors.ArgumentTypeError(
+            f"tensor: only a tensor of one element is a {kind}, this one has shape {tuple(x.shape)}"
+        )
+    return x.numpy().item()
+
+
+cdef tuple pair(str parameter, object value):
+    """The two ints of a device or a version of DLPack."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise arguments.wrong_type("tensor", parameter, "a pair of ints", value)
+    first = arguments.integer("tensor", f"{parameter}[0]", value[0])
+    return (first, arguments.integer("tensor", f"{parameter}[1]", value[1]))
+
+
+cdef object numpy_type(object dtype):
+    """What `__array__` is asked for as a numpy dtype."""
+    try:
+        return dtype.numpy if isinstance(dtype, _DataType) else np.dtype(dtype)
+    except (TypeError, ValueError) as error:
+        raise errors.ArgumentTypeError(f"tensor: dtype {arguments.shown(dtype)} is none of numpy: {error}") from None
+
+
 cdef dict _FORMATS = {}
 
 
@@ -444,7 +487,7 @@ cdef bytes _format_bytes(bytes code):
 
 cdef void* check_pointer(void* p) except NULL:
     if p == NULL:
-        raise MemoryError("tensor: out of memory")
+        raise errors.AllocationError("tensor: out of memory")
     return p
 
 
@@ -510,10 +553,18 @@ cdef object as_array(object source):
         except ValueError as error:  # rows of different lengths
             raise errors.ArgumentValueError(f"tensor: this {type(source).__name__} is no array: {error}") from None
     if hasattr(source, "__dlpack_device__"):
-        kind, index = source.__dlpack_device__()
-        if int(kind) != 1:
+        device = source.__dlpack_device__()
+        try:
+            kind, index = device
+            there = _Device(int(kind), int(index))
+        except (TypeError, ValueError):
             raise errors.ArgumentTypeError(
-                f"tensor: this {type(source).__name__} is on {_Device(int(kind), int(index))}, tensors live on cpu(0)"
+                f"tensor: this {type(source).__name__} must name its device by two ints, it says "
+                f"{arguments.shown(device)}"
+            ) from None
+        if there.device_type != 1:
+            raise errors.ArgumentTypeError(
+                f"tensor: this {type(source).__name__} is on {there}, tensors live on cpu(0)"
             )
     if stack_left() < STACK_RESERVE:  # it runs Python, which may come here again
         raise errors.RecursionLimitError(
@@ -571,7 +622,7 @@ cdef FunctionObj* function_from_callable(object callable) except NULL:
     """A Function object over a Python callable, which it keeps alive."""
     cdef FunctionObj* f = function_from_native(python_packed, <void*>callable, 0.0)
     if f == NULL:
-        raise MemoryError("function: no memory")
+        raise errors.AllocationError("function: no memory")
     Py_INCREF(callable)
     f.head.deleter = python_function_delete
     f.is_python = 1
@@ -598,7 +649,7 @@ cdef int call_python(void* callable, const Value* args, int32_t n_args, Value* r
     if n_args > 8:
         items = <PyObject**>memory_alloc((n_args + 1) * sizeof(PyObject*), MEMORY_SCRATCH)
         if items == NULL:
-            raise MemoryError(f"call: no memory for {n_args} arguments")
+            raise errors.AllocationError(f"call: no memory for {n_args} arguments")
     status = call_on_values(<PyObject*>callable, args, n_args, items, ret)
     if n_args > 8:
         memory_free(items)
@@ -654,8 +705,8 @@ cdef inline int from_result(PyObject* result, Value* out) except -1:
 cdef class Function:
     """A callable of the virtual machine seen from Python: a native function, or a closure of a VM."""
 
-    def __init__(self):
-        raise TypeError("Function: look one up with pyvm.get_global_func(name)")
+    def __init__(self, *args, **kwargs):
+        raise errors.ArgumentTypeError("Function: look one up with pyvm.get_global_func(name)")
 
     def __dealloc__(self):
         if self.obj != NULL:
@@ -667,7 +718,8 @@ cdef class Function:
         return self.obj.type_index == VT_CLOSURE
 
     def __call__(self, *args):
-        """Calls with positional arguments, converted as for a VM function; raises what the function raises."""
+        """Calls with positional arguments, converted as for a VM function; raises what the function raises, and
+        ArgumentTypeError for arguments by keyword."""
         cdef int32_t n = <int32_t>len(args), i
         cdef Value ret
         cdef Value* values = <Value*>check_pointer(memory_alloc((n + 1) * sizeof(Value), MEMORY_SCRATCH))
@@ -718,6 +770,33 @@ cdef object wrap_function(Object* obj, str name):
     return named_function(obj, name)
 
 
+cdef extern from *:
+    """
+    static ternaryfunc vm_function_call; /* what Cython made of Function.__call__: it takes positional arguments */
+    static PyObject *(*vm_refuse_keywords)(PyObject *, PyObject *);
+    static PyObject *vm_function_call_checked(PyObject *self, PyObject *args, PyObject *kwargs) {
+      if (kwargs != NULL && PyDict_GET_SIZE(kwargs) > 0) return vm_refuse_keywords(self, kwargs);
+      return vm_function_call(self, args, NULL);
+    }
+    static void vm_check_keywords(PyObject *type, PyObject *(*refuse)(PyObject *, PyObject *)) {
+      vm_function_call = ((PyTypeObject *)type)->tp_call;
+      vm_refuse_keywords = refuse;
+      ((PyTypeObject *)type)->tp_call = vm_function_call_checked;
+      PyType_Modified((PyTypeObject *)type);
+    }
+    """
+    void vm_check_keywords(object type, object (*refuse)(object, object))
+
+
+cdef object refuse_keywords(object function, object keywords):
+    raise errors.ArgumentTypeError(
+        f"{function!r} takes positional arguments only, got {', '.join(map(str, keywords))} by keyword"
+    )
+
+
+vm_check_keywords(Function, refuse_keywords)
+
+
 cdef void pyobject_delete(void* self, int how) noexcept nogil:
     if how & OBJ_DELETE_STRONG:
         release_python((<PyObjectObj*>self).object)
@@ -730,32 +809,44 @@ cdef class OpaqueObject:
     """A native object without a Python face of its own (a storage, say): it can be kept and passed back."""
     cdef Object* obj
 
-    def __init__(self):
-        raise TypeError("OpaqueObject: made by the virtual machine only")
+    def __init__(self, *args, **kwargs):
+        raise errors.ArgumentTypeError("OpaqueObject: made by the virtual machine only")
 
     def __dealloc__(self):
         if self.obj != NULL:
             object_release(self.obj)
+
+    def __repr__(self):
+        cdef Value v
+        cdef str kind
+        value_set_object(&v, self.obj)
+        kind = value_kind_name(&v).decode()
+        if self.obj.type_index == VT_STORAGE and object_is_own(self.obj):
+            return f"<pyvm {kind} of {(<StorageObj*>self.obj).nbytes} bytes>"
+        return f"<pyvm {kind}>"
 
 
 # ---- no empty shells -------------------------------------------------------------------------------------------------
 
 cdef extern from *:
     """
-    static PyObject *vm_refuse_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-      (void)args, (void)kwargs;
-      PyErr_Format(PyExc_TypeError, "%s has no public constructor", type->tp_name);
-      return NULL;
+    static void vm_set_new(PyObject *type, PyObject *(*make)(PyTypeObject *, PyObject *, PyObject *)) {
+      ((PyTypeObject *)type)->tp_new = make;
     }
-    static void vm_forbid_new(PyObject *type) { ((PyTypeObject *)type)->tp_new = vm_refuse_new; }
     """
-    void vm_forbid_new(object type)
+    void vm_set_new(object type, object (*make)(PyTypeObject*, PyObject*, PyObject*))
+
+
+cdef object refuse_new(PyTypeObject* type, PyObject* args, PyObject* kwargs):
+    """tp_new of such types."""
+    cls = <object>type
+    raise errors.ArgumentTypeError(f"{cls.__module__}.{cls.__qualname__} has no public constructor")
 
 
 cdef void forbid_new(object type) noexcept:
     """Makes `type.__new__` raise: an instance without its native object would crash. Cython code of the type's own
     module still makes instances, by calling its allocation function directly."""
-    vm_forbid_new(type)
+    vm_set_new(type, refuse_new)
 
 
 for _type in (Tensor, Function, OpaqueObject):
@@ -801,7 +892,10 @@ cdef int nested_to_value(object source, Value* out, int depth) except -1:
     elif isinstance(source, np.ndarray):
         value_set(out, VT_TENSOR, <int64_t>tensor_from_array(source))
     elif isinstance(source, str):
-        encoded = source.encode()
+        try:
+            encoded = source.encode()
+        except UnicodeEncodeError:
+            raise errors.ArgumentValueError(f"a str with {source!a:.60} in it is no text: surrogates") from None
         text = str_new(PyBytes_AS_STRING(encoded), PyBytes_GET_SIZE(encoded))
         value_set_object(out, check_pointer(text))
     elif kind is _Shape:

@@ -71,14 +71,14 @@ cdef Program* decode(
     cdef Words offsets = Words(instr_offset), words = Words(instr_data)
     cdef Program* program = <Program*>memory_calloc(1, sizeof(Program), MEMORY_PROGRAM)
     if program == NULL:
-        raise MemoryError("decode: no memory for a program")
+        raise errors.AllocationError("decode: no memory for a program")
     object_init(&program.head, 0, program_delete)
     try:
         program.allocator = allocator_new(pooled)
         program.funcs = <VmFunc*>memory_calloc(len(functions) + 1, sizeof(VmFunc), MEMORY_PROGRAM)
         program.code = <Insn*>memory_calloc(offsets.n + 1, sizeof(Insn), MEMORY_PROGRAM)
         if program.allocator == NULL or program.funcs == NULL or program.code == NULL:
-            raise MemoryError(f"decode: no memory for {offsets.n} instructions")
+            raise errors.AllocationError(f"decode: no memory for {offsets.n} instructions")
         program.n_code = offsets.n
         link(program, functions, libraries)
         decode_code(program, constants, offsets.data, words.data, program.code)
@@ -95,7 +95,7 @@ cdef int decode_hooked(Program* program, object instr_offset, object instr_data)
         return 0
     code = <Insn*>memory_calloc(program.n_code + 1, sizeof(Insn), MEMORY_PROGRAM)
     if code == NULL:
-        raise MemoryError(f"decode: no memory for {program.n_code} instructions")
+        raise errors.AllocationError(f"decode: no memory for {program.n_code} instructions")
     try:
         decode_code(program, None, offsets.data, words.data, code)
     except BaseException:
@@ -187,7 +187,7 @@ cdef class Decoding:
             capacity = 2 * self.capacity + 16
             grown = <Value*>memory_calloc(capacity, sizeof(Value), MEMORY_PROGRAM)
             if grown == NULL:
-                raise MemoryError(f"decode: no memory for {capacity} literals")
+                raise errors.AllocationError(f"decode: no memory for {capacity} literals")
             if index:
                 memcpy(grown, self.program.literals, index * sizeof(Value))
             memory_free(self.program.literals)
@@ -205,7 +205,7 @@ cdef class Decoding:
             if value_type(&v) == VT_TENSOR:
                 if foreign and value_align(&v, 0) < 0:
                     value_clear(&v)
-                    raise MemoryError("decode: no memory for an aligned copy of a constant")
+                    raise errors.AllocationError("decode: no memory for an aligned copy of a constant")
                 (<TensorObj*>value_ptr(&v)).head.flags |= OBJ_READONLY
             try:
                 self.append(&v)
@@ -545,7 +545,7 @@ cdef bint specialise_alloc_tensor(
         return False  # the builtin raises when it is reached
     template = tensor_new(<int32_t>shape.size)
     if template == NULL:
-        raise MemoryError("decode: no memory for a tensor header")
+        raise errors.AllocationError("decode: no memory for a tensor header")
     if tensor_set_shape(template, shape.data, dtype) < 0:
         object_release(template)
         return False  # the builtin raises when it is reached

@@ -12,7 +12,7 @@ from vmcore.objects cimport Function, function_from_callable, function_from_nati
 from vmcore.value cimport DirectEntry, FunctionObj, KernelEntry, object_retain
 
 from vmcore import kernels
-from vmcore.status import errors
+from vmcore.status import arguments, errors
 
 ctypedef const KernelEntry* (*TableFn)(int* n) noexcept
 ctypedef const DirectEntry* (*DirectTableFn)() noexcept
@@ -28,7 +28,7 @@ cdef int add_table(const KernelEntry* table, int n) except -1:
     for i in range(n):
         f = function_from_native(table[i].fn, NULL, table[i].ns_per_byte)
         if f == NULL:
-            raise MemoryError("registry: no memory for a function")
+            raise errors.AllocationError("registry: no memory for a function")
         memory_keep(f)
         name = table[i].name.decode()
         _functions.setdefault(name, named_function(&f.head, name))
@@ -107,23 +107,27 @@ def register_func(name, f=None, override=False):
 
     Raises
     ------
-    ValueError
+    ArgumentValueError
         If the name is taken and `override` is false, or is empty.
-    TypeError
-        If `f` is not callable.
+    ArgumentTypeError
+        If `name` is no str, `f` is not callable, or `override` is neither true nor false.
     """
+    override = arguments.flag("register_func", "override", override)
     if callable(name) and f is None:
-        return register_func(name.__name__, name, override)
-    if not isinstance(name, str):
-        raise TypeError(f"register_func: the name must be a str, got {type(name).__name__}")
+        given = getattr(name, "__name__", None)
+        if not isinstance(given, str):
+            raise errors.ArgumentTypeError(
+                f"register_func: this {type(name).__name__} has no __name__; register_func(name, f) says one"
+            )
+        return register_func(given, name, override)
+    name = str(arguments.text("register_func", "name", name))
     if f is None:
-        return lambda function: register_func(name, function, override)
+        return lambda function: register_func(name, _callable(name, function), override)
     if not name:
-        raise ValueError("register_func: the name is empty")
-    if not callable(f):
-        raise TypeError(f"register_func: {name!r} must be callable, got {type(f).__name__}")
+        raise errors.ArgumentValueError("register_func: the name is empty")
+    _callable(name, f)
     if not override and find(name) is not None:
-        raise ValueError(f"register_func: {name!r} is registered already; override=True replaces it")
+        raise errors.ArgumentValueError(f"register_func: {name!r} is registered already; override=True replaces it")
     if name.startswith("kernel."):
         find(name)  # so that its module, loaded later, does not meet a name that is taken
     if type(f) is Function:
@@ -134,11 +138,22 @@ def register_func(name, f=None, override=False):
     return f
 
 
+cdef object _callable(str name, object f):
+    if not callable(f):
+        raise errors.ArgumentTypeError(f"register_func: {name!r} must be callable, got {type(f).__name__}")
+    return f
+
+
 def get_global_func(name, allow_missing=False):
     """The function registered under `name`, callable from Python.
 
-    Raises FunctionNotFoundError if there is none and `allow_missing` is false; with it, returns None.
+    Raises FunctionNotFoundError if there is none and `allow_missing` is false; with it, returns None. Raises
+    ArgumentTypeError if the name is no str.
     """
+    if type(name) is not str:
+        name = str(arguments.text("get_global_func", "name", name))
+    if allow_missing is not False:
+        allow_missing = arguments.flag("get_global_func", "allow_missing", allow_missing)
     found = find(name)
     if found is None and not allow_missing:
         raise errors.FunctionNotFoundError(f"get_global_func: no function is registered as {name!r}")
@@ -153,6 +168,7 @@ def list_global_func_names():
 
 def remove_global_func(name):
     """Forgets a name; virtual machines that use the function keep it. Raises FunctionNotFoundError if unknown."""
+    name = str(arguments.text("remove_global_func", "name", name))
     if find(name) is None:
         raise errors.FunctionNotFoundError(f"remove_global_func: no function is registered as {name!r}")
     del _functions[name]

@@ -52,6 +52,16 @@ cdef extern from *:
     """
     PyObject* vm_fetch_exception()
 
+cdef extern from *:
+    """
+    /* The library is many modules and none of its own name; who imports that is told so. */
+    PyMODINIT_FUNC PyInit__core(void) {
+      PyErr_SetString(PyExc_ImportError, "vmcore._core is the library that the modules of vmcore are in, and no module "
+                                         "itself: import one of them, such as vmcore.machine, or pyvm");
+      return NULL;
+    }
+    """
+
 cdef extern from "Python.h":
     ctypedef struct PyInterpreterState:
         pass
@@ -65,14 +75,19 @@ if PyInterpreterState_Get() != PyInterpreterState_Main():
     raise ImportError("vmcore runs in the main interpreter only, not in a subinterpreter")
 
 
-cdef class _Errors:
-    """`vmcore.errors`, imported when something is raised: to make its classes is an eighth of a cold start."""
+cdef class _Module:
+    """A module that is imported when it is used first: what a process without errors has no use for."""
+    cdef str module
+
+    def __init__(self, module):
+        self.module = module
 
     def __getattr__(self, str name):
-        return getattr(importlib.import_module("vmcore.errors"), name)
+        return getattr(importlib.import_module(self.module), name)
 
 
-errors = _Errors()
+errors = _Module("vmcore.errors")  # to make its classes is an eighth of a cold start
+arguments = _Module("vmcore.arguments")  # asked when an argument is not what it mostly is
 
 cdef dict _EXCEPTIONS = {
     ERR_TYPE: "ArgumentTypeError",

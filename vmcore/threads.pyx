@@ -129,14 +129,16 @@ def set_num_threads(n) -> None:
 
     Raises
     ------
-    ValueError
-        If n is not between 1 and 256.
+    ArgumentTypeError
+        If n is no int.
+    ArgumentValueError
+        If it is not between 1 and 256.
     """
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"set_num_threads: n must be an int, got {type(n).__name__}")
-    value = n.__index__()
-    if not 1 <= value <= POOL_MAX_THREADS:
-        raise ValueError(f"set_num_threads: n is {value}, it must be from 1 to {POOL_MAX_THREADS}")
+    from vmcore.status import arguments  # here: this module is the first that is loaded
+
+    if isinstance(n, bool):
+        raise arguments.wrong_type("set_num_threads", "n", "an int", n)
+    value = arguments.integer("set_num_threads", "n", n, 1, POOL_MAX_THREADS)
     pool_set_count(value)
     for listener in _listeners:
         listener(value)

@@ -69,7 +69,7 @@ class DataType:
 
     @classmethod
     def from_triple(cls, code: int, bits: int, lanes: int) -> DataType:
-        """The type with these DLPack fields, which need not have a name."""
+        """The type with these DLPack fields, which need not have a name; trusted."""
         self = cls.__new__(cls)
         self.code, self.bits, self.lanes = code, bits, lanes
         return self
@@ -87,7 +87,7 @@ class DataType:
                 return np.dtype(str(self))
             except TypeError:
                 pass
-        raise TypeError(f"DataType: numpy has no dtype for {self}")
+        raise errors.ArgumentTypeError(f"DataType: numpy has no dtype for {self}")
 
     def __str__(self) -> str:
         if self.code == 6 and self.bits == 8:
@@ -173,7 +173,7 @@ class Shape(tuple[int, ...]):
     def __new__(cls, dims: object = ()) -> Shape:
         try:
             values = tuple(map(index, dims))  # type: ignore[call-overload]
-        except TypeError:
+        except (NotImplementedError, TypeError):  # the first one: a memoryview of several dimensions
             raise errors.ArgumentTypeError(f"Shape: expected a sequence of ints such as (2, 3), got {dims!r}") from None
         for value in values:
             if not -(2**63) <= value < 2**63:
@@ -203,7 +203,7 @@ class BitsArray(np.ndarray):
     def wrap(cls, bits: np.ndarray, element_type: DataType) -> BitsArray:
         """A view of `bits`, an array of unsigned integers with the item size of `element_type`."""
         if bits.dtype.kind != "u" or bits.dtype.itemsize != element_type.itemsize:
-            raise ValueError(f"BitsArray: {bits.dtype} cannot hold the bits of {element_type}")
+            raise errors.ArgumentValueError(f"BitsArray: {bits.dtype} cannot hold the bits of {element_type}")
         view = bits.view(cls)
         view.element_type = element_type
         return view

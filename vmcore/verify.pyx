@@ -602,7 +602,7 @@ cpdef int verify_parts(
         _fail("function-range", f"{n_functions} functions; the limit is {MAX_INSTRUCTIONS}")
     rows = <FunctionRow*>memory_calloc(<size_t>n_functions + 1, sizeof(FunctionRow), MEMORY_SCRATCH)
     if rows == NULL:
-        raise MemoryError("verify: function table")
+        raise errors.AllocationError("verify: function table")
     try:
         names = {}
         for index in range(n_functions):
@@ -629,7 +629,7 @@ cpdef int verify_parts(
         with nogil:
             status = verify_code(offsets.data, n_instr, words.data, words.n, rows, n_functions, n_constants, &failure)
         if status == -2:
-            raise MemoryError("verify: data-flow analysis")
+            raise errors.AllocationError("verify: data-flow analysis")
         if status != 0:
             raise_code(functions, rows, n_functions, &failure)
     finally:

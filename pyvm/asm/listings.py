@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vmcore.checked_calls import checked
 from vmcore.errors import FormatError
 from vmcore.isa import VM_REGISTER, VOID_REGISTER, register_name, unpack_arg
 from vmcore.types import BitsArray, DataType, Shape, tensor_dtype
@@ -16,6 +17,7 @@ from ..executable import PACKED_FUNC, VM_FUNC, VMExecutable
 from .words import CALL, CONSTANT, GOTO, IF, IMMEDIATE, IMMEDIATE_LIMIT, REGISTER, RET, instructions, is_whole
 
 
+@checked
 def tvm_text(executable: VMExecutable) -> str:
     """The program in the layout of TVM's `VMExecutable.as_text`."""
     code = instructions(executable)
@@ -73,6 +75,7 @@ def _python_constant(value: Constant) -> str:
     return repr(value)
 
 
+@checked
 def python_text(executable: VMExecutable) -> str:
     """A Python program that rebuilds a verified executable with `ExecBuilder` and calls it `executable`.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vmcore.arguments import integer
+from vmcore.checked_calls import checked
 from vmcore.errors import FormatError
 from vmcore.isa import ArgKind, Opcode, format_instruction, instruction_words
 
@@ -16,6 +18,7 @@ REGISTER, IMMEDIATE, CONSTANT, FUNCTION = (
 IMMEDIATE_LIMIT = 1 << 55  # immediates of the assembler are all that 56 bits hold
 
 
+@checked
 def instructions(executable: VMExecutable) -> list[list[int]]:
     """The words of every instruction.
 
@@ -33,8 +36,10 @@ def instructions(executable: VMExecutable) -> list[list[int]]:
     return [data[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
 
 
+@checked
 def instruction_text(executable: VMExecutable, pc: int) -> str:
     """One instruction in a line, for messages; never fails on a malformed one."""
+    pc = integer("instruction_text", "pc", pc)
     if not 0 <= pc < len(executable.instr_offset):
         return f"no instruction {pc}"
     names = [info.name for info in executable.functions]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from vmcore.checked_calls import checked
 from vmcore.errors import FormatError
 from vmcore.isa import MAX_ARGS, VOID_REGISTER, register_name, unpack_arg
 
@@ -211,6 +212,7 @@ class _Disassembler:
         return "\n".join("".join(f"{line}\n" for line in lines) for lines in sections if lines)
 
 
+@checked
 def disassemble(executable: VMExecutable) -> str:
     """The executable as assembler text.
 

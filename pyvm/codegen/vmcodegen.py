@@ -42,6 +42,7 @@ from pyvm.signature import MAX_SPEC_DEPTH, ObjectSpec, ScalarSpec, ShapeSpec, Si
 from pyvm.transform.kill_after_last_use import takes_over
 from pyvm.transform.liveness import Liveness, find_deaths
 from pyvm.transform.lowered import ALLOC_STORAGE, ALLOC_TENSOR_AT, KILL, NEEDS_VM, RESHAPE, extern_name
+from vmcore.checked_calls import checked
 from vmcore.errors import LoweringError
 from vmcore.types import DataType, Shape
 
@@ -52,6 +53,7 @@ _NO_WORK = frozenset({ALLOC_STORAGE, ALLOC_TENSOR_AT, RESHAPE})
 
 
 @typed_nesting("generate")
+@checked
 def generate(module: IRModule, signatures: dict[str, Signature] | None = None) -> VMExecutable:
     """The executable of a lowered module.
 
@@ -349,6 +351,7 @@ class _FunctionCodeGen:
 # --- signatures
 
 
+@checked
 def signature_of(function: Function) -> Signature:
     """What a function takes and returns, from its struct info and its attribute "output_names"."""
     params = [_spec(param.name, param.struct_info) for param in function.params]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyvm.executable import PACKED_FUNC, VM_FUNC, VMExecutable
+from vmcore.arguments import wrong_type
+from vmcore.checked_calls import checked
 from vmcore.errors import ArgumentTypeError, ArgumentValueError, VMError
 from vmcore.isa import format_instruction, register_name
 
@@ -38,14 +40,17 @@ if TYPE_CHECKING:
 _MAX_VALUE_TEXT = 200
 
 
+@checked
 def explain(
     executable: VMExecutable,
-    dims: Mapping[str, int] | None = None,
+    dims: Mapping[str, Any] | None = None,
     profile: Profile | None = None,
     name: str = "",
 ) -> Explanation:
     """Explains an executable; see `VMExecutable.explain`."""
-    given = _checked_dims(dims or {})
+    given = _checked_dims({} if dims is None else dims)
+    if profile is not None and not hasattr(profile, "by_instruction"):  # a Profile: serving has that class
+        raise wrong_type("explain", "profile", "a pyvm.profile.Profile", profile)
     problem = ""
     try:
         executable.verify()

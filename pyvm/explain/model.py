@@ -11,6 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vmcore import arguments
+from vmcore.checked_calls import checked_method
+from vmcore.errors import FunctionNotFoundError, IndexRangeError
+
 from . import sizes
 from .sizes import Dims, Size
 
@@ -328,9 +332,9 @@ class FunctionExplanation:
         return values
 
     def instruction(self, pc: int) -> Instruction:
-        """The instruction at `pc`; raises IndexError for one of another function."""
+        """The instruction at `pc`; raises IndexRangeError for one of another function."""
         if not self.begin <= pc < self.end:
-            raise IndexError(f"@{self.name} has instructions {self.begin} to {self.end - 1}, not {pc}")
+            raise IndexRangeError(f"@{self.name} has instructions {self.begin} to {self.end - 1}, not {pc}")
         return self.instructions[pc - self.begin]
 
     def totals(self) -> Totals:
@@ -386,13 +390,16 @@ class Explanation:
     profiled: str = ""
     _values: dict[str, int] | None = field(default=None, repr=False)
 
+    @checked_method
     def function(self, name: str) -> FunctionExplanation:
-        """The function of this name; raises KeyError."""
+        """The function of this name; raises FunctionNotFoundError."""
         for function in self.functions:
             if function.name == name:
                 return function
-        raise KeyError(name)
+        known = ", ".join(function.name for function in self.functions) or "none"
+        raise FunctionNotFoundError(f"the explanation has no function {name!r}; it has: {known}")
 
+    @checked_method
     def number(self, size: Size) -> int | None:
         """`size` as a number, with the dims that the explanation was given; None if that is not enough."""
         if self._values is None:
@@ -407,12 +414,16 @@ class Explanation:
         """The symbolic dimensions of all functions."""
         return list(dict.fromkeys(name for function in self.functions for name in function.symbols))
 
+    @checked_method
     def to_json(self, indent: int | None = None) -> str:
         """Everything as JSON; sizes are numbers, or the text of an expression, with `dims` given numbers beside it."""
         import json
 
+        if indent is not None:
+            indent = arguments.integer("to_json", "indent", indent, 0, 100)
         return json.dumps(as_data(self), indent=indent, allow_nan=False)
 
+    @checked_method
     def to_text(self, *, all_instructions: bool = False) -> str:
         """Tables for a terminal: what computes, or every instruction."""
         from .text import as_text
@@ -427,7 +438,7 @@ class Explanation:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the page; a path that ends in `.json` or `.txt` gets those forms."""
-        target = os.fspath(path)
+        target = arguments.path("save", "path", path)
         if target.endswith(".json"):
             content = self.to_json(indent=1)
         elif target.endswith(".txt"):

@@ -131,3 +131,31 @@ __all__ = [
     "sym_max",
     "sym_min",
 ]
+
+
+# Asked about every node by passes.
+_ASKED_OFTEN = (
+    "as_prim", "bounds", "common_struct_info", "dtype_bytes", "dtype_name", "free_vars", "infer_call", "prove_equal",
+    "struct_info_vars", "substitute", "substitute_struct_info", "sym_max", "sym_min",
+)  # fmt: skip
+
+_MADE_SELDOM = ("BlockBuilder", "ExternFunc", "Function", "GlobalVar", "IRModule", "If", "StringImm")
+
+
+def _check_arguments() -> None:
+    """Makes what people build programs with say what it takes when it is given something else."""
+    from types import FunctionType
+
+    from vmcore.checked_calls import checked, checked_method, explained
+
+    for name in __all__:
+        value = globals()[name]
+        if isinstance(value, FunctionType):
+            globals()[name] = explained(value) if name in _ASKED_OFTEN else checked(value)
+        elif isinstance(value, type) and isinstance(vars(value).get("__init__"), FunctionType):
+            make = vars(value)["__init__"]
+            made = checked_method(make) if name in _MADE_SELDOM else explained(make, method=True)
+            type.__setattr__(value, "__init__", made)
+
+
+_check_arguments()

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
+from vmcore.arguments import shown, without_mask, wrong_type
+from vmcore.errors import ArgumentTypeError, IndexRangeError
+
 from .prim import Prim, PrimExpr, as_prim
 from .struct_info import (
     CallableStructInfo,
@@ -47,6 +50,8 @@ class Var(Expr):
     __slots__ = ("name",)
 
     def __init__(self, name: str, struct_info: StructInfo | None = None) -> None:
+        if not isinstance(name, str):
+            raise wrong_type("Var", "name", "a str", name)
         self.name = name
         self.struct_info = struct_info
 
@@ -63,7 +68,7 @@ class Constant(Expr):
     __slots__ = ("data",)
 
     def __init__(self, data: Any) -> None:
-        array = np.asarray(data)
+        array = np.asarray(without_mask("Constant", data))
         if not array.flags.c_contiguous or not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="), order="C")
         view = array.view()
@@ -151,7 +156,7 @@ class TupleGetItem(Expr):
         self.struct_info = struct_info
         if isinstance(info, TupleStructInfo):
             if not 0 <= index < len(info.fields):
-                raise IndexError(f"TupleGetItem: index {index} of a tuple with {len(info.fields)} fields")
+                raise IndexRangeError(f"TupleGetItem: index {index} of a tuple with {len(info.fields)} fields")
             self.struct_info = info.fields[index]
 
 
@@ -210,6 +215,8 @@ class Call(Expr):
         struct_info: StructInfo | None = None,
         source: str | None = None,
     ) -> None:
+        if not isinstance(op, Expr) and not hasattr(op, "wrong_count"):  # an Op: that module imports this one
+            raise wrong_type("Call", "op", "an operator or a function", op)
         self.op = op
         self.args: tuple[Expr, ...] = tuple(args)
         self.attrs: dict[str, Any] = dict(attrs) if attrs else {}
@@ -366,7 +373,7 @@ def as_expr(value: Any) -> Expr:
         if all(isinstance(item, (int, np.integer, PrimExpr)) for item in value):
             return ShapeExpr(value)
         return Tuple(map(as_expr, value))
-    raise TypeError(f"no expression stands for a {type(value).__name__}: {value!r}")
+    raise ArgumentTypeError(f"no expression stands for {shown(value)}")
 
 
 def call_packed(name: str, *args: Any, struct_info: StructInfo | None = None) -> Call:

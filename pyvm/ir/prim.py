@@ -13,9 +13,9 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Union
 
-from vmcore.errors import CompileError
+from vmcore.arguments import shown
+from vmcore.errors import ArgumentTypeError, ArgumentValueError, CompileError
 
-Prim = Union[int, "PrimExpr"]
 Monomial = tuple[tuple["PrimExpr", int], ...]  # atoms with their powers, sorted by text; () is the constant term
 _INT64_MAX = 2**63 - 1
 # A few hundred bytes of model can square a dimension forty times. What is beyond these is refused: CompileError.
@@ -86,10 +86,10 @@ class PrimExpr:
         return self._text
 
     def __bool__(self) -> bool:
-        raise TypeError(f"the symbolic integer {self} has no truth value; compare it or use prove_equal")
+        raise ArgumentTypeError(f"the symbolic integer {self} has no truth value; compare it or use prove_equal")
 
     def __int__(self) -> int:
-        raise TypeError(f"the symbolic integer {self} has no value at compile time")
+        raise ArgumentTypeError(f"the symbolic integer {self} has no value at compile time")
 
     def _set_text(self, text: str) -> None:
         if len(text) > _MAX_TEXT:
@@ -97,6 +97,9 @@ class PrimExpr:
         # INVARIANT: the text is canonical, so equality of texts is equality of expressions.
         self._text = text
         self._hash = hash(text)
+
+
+Prim = Union[int, PrimExpr]  # noqa: UP007 (evaluated at run time)
 
 
 def _too_large(what: str, limit: str) -> CompileError:
@@ -118,7 +121,7 @@ class SymVar(PrimExpr):
 
     def __init__(self, name: str, nonnegative: bool = True) -> None:
         if not name.isidentifier():
-            raise ValueError(f"SymVar: {name!r} is not an identifier")
+            raise ArgumentValueError(f"SymVar: {name!r} is not an identifier")
         self.name = name
         self.nonnegative = nonnegative
         self._set_text(name)
@@ -514,10 +517,13 @@ def free_vars(value: Prim) -> frozenset[SymVar]:
 
 
 def as_prim(value: object) -> Prim:
-    """`value` as a Python int or PrimExpr; raises TypeError for anything that is not an integer."""
+    """`value` as a Python int or PrimExpr; raises ArgumentTypeError for anything that is not an integer."""
     if isinstance(value, PrimExpr):
         return value
-    return operator.index(value)  # type: ignore[arg-type]
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ArgumentTypeError(f"expected an int or a symbolic integer, got {shown(value)}") from None
 
 
 _BINARY = {
@@ -540,7 +546,7 @@ def parse_prim(text: str) -> Prim:
     try:
         return _from_ast(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ZeroDivisionError, RecursionError) as error:
-        raise ValueError(f"not a shape expression: {text!r}: {error}") from error
+        raise ArgumentValueError(f"not a shape expression: {text!r}: {error}") from error
 
 
 def _from_ast(node: ast.expr) -> Prim:

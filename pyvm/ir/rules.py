@@ -305,9 +305,7 @@ def _callee(walk: _Walk, binding: Binding) -> str | None:
         for param, arg in zip(params, value.args, strict=True):
             if contradict(param.struct_info, arg.struct_info):
                 return f"@{value.op.name}: parameter {param.name} is {param.struct_info}, given {arg.struct_info}"
-    elif isinstance(value, Call) and not isinstance(value.op, (ExternFunc, Var)):
-        if not hasattr(value.op, "wrong_count"):  # an Op: that module imports this package
-            return f"a {type(value.op).__name__} cannot be called"
+    elif isinstance(value, Call) and not isinstance(value.op, (ExternFunc, GlobalVar, Var)):
         return value.op.wrong_count(len(value.args))
     return None
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from vmcore.errors import ArgumentValueError
 from vmcore.types import DataType
 
 from .prim import Prim, PrimExpr, SymVar, as_prim, free_vars, substitute
@@ -37,11 +38,11 @@ class TensorStructInfo(StructInfo):
         dims = None if shape is None else tuple(map(as_prim, shape))
         if dims is not None:
             if ndim not in (-1, len(dims)):
-                raise ValueError(f"TensorStructInfo: ndim {ndim}, but the shape has {len(dims)} dimensions")
+                raise ArgumentValueError(f"TensorStructInfo: ndim {ndim}, but the shape has {len(dims)} dimensions")
             ndim = len(dims)
             for dim in dims:
                 if isinstance(dim, int) and dim < 0:
-                    raise ValueError(f"TensorStructInfo: dimension {dim} in shape {format_shape(dims)}")
+                    raise ArgumentValueError(f"TensorStructInfo: dimension {dim} in shape {format_shape(dims)}")
         object.__setattr__(self, "shape", dims)
         object.__setattr__(self, "dtype", None if dtype is None else dtype_name(dtype))
         object.__setattr__(self, "ndim", ndim)
@@ -69,7 +70,7 @@ class ShapeStructInfo(StructInfo):
         dims = None if values is None else tuple(map(as_prim, values))
         if dims is not None:
             if ndim not in (-1, len(dims)):
-                raise ValueError(f"ShapeStructInfo: ndim {ndim}, but there are {len(dims)} values")
+                raise ArgumentValueError(f"ShapeStructInfo: ndim {ndim}, but there are {len(dims)} values")
             ndim = len(dims)
         object.__setattr__(self, "values", dims)
         object.__setattr__(self, "ndim", ndim)

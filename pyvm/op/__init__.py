@@ -570,3 +570,19 @@ __all__ = [
     "zeros",
     "zeros_like",
 ]
+
+
+def _check_arguments() -> None:
+    """Makes every public constructor compare its arguments with its annotations. The families call each other as they
+    are."""
+    from types import FunctionType
+
+    from vmcore.checked_calls import checked
+
+    for name in __all__:
+        value = globals()[name]
+        if isinstance(value, FunctionType):
+            globals()[name] = checked(value, name)
+
+
+_check_arguments()

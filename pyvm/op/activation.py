@@ -57,7 +57,8 @@ def check_operands(call: Call) -> None:
     residual = bool(call.attrs.get("residual", False))
     if n - residual not in (2, 3):
         which = "with" if residual else "without"
-        raise CompileError(f"{call.op.name}: takes {2 + residual} or {3 + residual} operands {which} a residual, got {n}")
+        counts = f"{2 + residual} or {3 + residual}"
+        raise CompileError(f"{call.op.name}: takes {counts} operands {which} a residual, got {n}")
 
 
 def activation_args(attrs: dict[str, Any]) -> list[int | float]:

@@ -414,7 +414,8 @@ def define(
     """
     lower = lower or lower_to_kernel(name)
     lower = lower if half else in_float32(lower)
-    return register_op(Op(name, infer, reference(evaluate), lower, n_outputs, operands=operands or _operand_counts(evaluate)))
+    operands = operands or _operand_counts(evaluate)
+    return register_op(Op(name, infer, reference(evaluate), lower, n_outputs, operands=operands))
 
 
 def _operand_counts(evaluate: Callable[..., Any]) -> tuple[int, int | None]:

@@ -58,6 +58,7 @@ def _renamed(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
         return make(*args, **kwargs)
 
     constructor.__name__ = constructor.__qualname__ = name
+    constructor.__wrapped__ = make  # type: ignore[attr-defined]  # where its parameters are
     constructor.__doc__ = f"`numpy.{name}`: another name of `pyvm.op.{make.__name__}`."
     return constructor
 
@@ -407,9 +408,11 @@ def meshgrid(a: TensorLike, b: TensorLike, indexing: str = "xy") -> list[Expr]:
 # --- taking and sorting
 
 
-def take(x: TensorLike, indices: TensorLike, axis: int | None = None) -> Expr:
+def take(x: TensorLike, indices: TensorLike | Sequence[Any], axis: int | None = None) -> Expr:
     """`numpy.take`; axis None: from the tensor flattened."""
     x = ravel(x) if axis is None else as_expr(x)
+    if isinstance(indices, Sequence):
+        indices = np.asarray(indices)
     return gather(x, as_expr(indices, "int64"), axis or 0)
 
 

@@ -6,6 +6,7 @@ from pyvm.ir import Binding, Call, Expr, ExternFunc, GlobalVar, IRModule, Var
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.source import noted
 from pyvm.op.registry import Decompose
+from vmcore.checked_calls import checked
 from vmcore.errors import LoweringError
 
 from .rewriter import Rewriter
@@ -13,6 +14,7 @@ from .rewriter import Rewriter
 _MAX_DEPTH = 32
 
 
+@checked
 @typed_nesting("decompose")
 def decompose(module: IRModule) -> IRModule:
     """Every operator lowers to one call or view: those that lower to other operators are written out as these."""

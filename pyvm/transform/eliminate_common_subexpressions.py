@@ -29,12 +29,14 @@ from pyvm.ir import (
 )
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import is_pure
+from vmcore.checked_calls import checked
 
 from .rewriter import Rewriter
 
 _SMALL_CONSTANT_BYTES = 64
 
 
+@checked
 @typed_nesting("eliminate_common_subexpressions")
 def eliminate_common_subexpressions(module: IRModule) -> IRModule:
     """No pure value is computed twice where one computation is visible from the other.

@@ -19,10 +19,12 @@ from pyvm.ir import (
 from pyvm.ir.expr import LEAVES
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import is_pure
+from vmcore.checked_calls import checked
 
 from .rewriter import Rewriter, operands
 
 
+@checked
 @typed_nesting("eliminate_dead_code")
 def eliminate_dead_code(module: IRModule) -> IRModule:
     """Every binding is used or has a side effect, and no variable is a second name for another value.

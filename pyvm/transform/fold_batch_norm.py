@@ -6,11 +6,13 @@ import numpy as np
 
 from pyvm.ir import Binding, Call, Constant, IRModule, VarBinding
 from pyvm.ir.nesting import typed_nesting
+from vmcore.checked_calls import checked
 
 from .affine import n_output_channels, rescaled
 from .producers import FusingRewriter, is_call_of
 
 
+@checked
 @typed_nesting("fold_batch_norm")
 def fold_batch_norm(module: IRModule) -> IRModule:
     """No batch normalization with constant statistics follows a convolution or gemm with constant weights alone.

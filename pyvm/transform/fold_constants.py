@@ -35,12 +35,14 @@ from pyvm.ir import (
     dtype_name,
 )
 from pyvm.ir.nesting import typed_nesting
+from vmcore.checked_calls import checked
 
 from .rewriter import Rewriter
 
 DEFAULT_LIMIT_BYTES = 1 << 20
 
 
+@checked
 @typed_nesting("fold_constants")
 def fold_constants(module: IRModule, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> IRModule:
     """No pure operator has only constant arguments, shapes known from struct info are literals, no If is constant.

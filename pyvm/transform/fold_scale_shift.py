@@ -6,6 +6,7 @@ import numpy as np
 
 from pyvm.ir import Binding, Call, Constant, Expr, IRModule, TensorStructInfo, VarBinding
 from pyvm.ir.nesting import typed_nesting
+from vmcore.checked_calls import checked
 
 from .affine import n_output_channels, rescaled
 from .producers import FusingRewriter, is_call_of
@@ -13,6 +14,7 @@ from .producers import FusingRewriter, is_call_of
 _OPERATORS = ("add", "sub", "mul", "div")
 
 
+@checked
 @typed_nesting("fold_scale_shift")
 def fold_scale_shift(module: IRModule) -> IRModule:
     """No sum, difference, product or quotient with a constant per channel follows a convolution or gemm alone.

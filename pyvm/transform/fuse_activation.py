@@ -5,10 +5,12 @@ from __future__ import annotations
 from pyvm.ir import Binding, Call, ExternFunc, GlobalVar, IRModule, TensorStructInfo, Var, VarBinding
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op.activation import activation_of
+from vmcore.checked_calls import checked
 
 from .producers import FusingRewriter, both_sources
 
 
+@checked
 @typed_nesting("fuse_activation")
 def fuse_activation(module: IRModule) -> IRModule:
     """No activation follows a convolution or `linear` that nothing else reads: their attributes name it instead."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pyvm.ir import Binding, Call, Constant, IRModule, Prim, TensorStructInfo, VarBinding
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op import gemm, reshape
+from vmcore.checked_calls import checked
 
 from .producers import FusingRewriter, both_sources, is_call_of
 
 
+@checked
 @typed_nesting("fuse_bias")
 def fuse_bias(module: IRModule) -> IRModule:
     """No constant vector is added to the product of something with a constant matrix alone: that is one gemm.

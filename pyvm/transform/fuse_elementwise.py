@@ -25,6 +25,7 @@ from pyvm.ir.source import Source, notes_of
 from pyvm.op.common import same_shape
 from pyvm.op.fused import Operand, Step, encode, format_program, fused_elementwise, is_scalar, is_supported
 from pyvm.op.registry import Op
+from vmcore.checked_calls import checked
 
 from .rewriter import Rewriter, count_uses, operands
 
@@ -37,6 +38,7 @@ ALWAYS_FUSED = 4
 LEAST_SAVED = 1024
 
 
+@checked
 @typed_nesting("fuse_elementwise")
 def fuse_elementwise(module: IRModule) -> IRModule:
     """No elementwise operator reads what only it reads and another elementwise operator of this shape made, if it pays.

@@ -8,12 +8,14 @@ from pyvm.ir import Binding, Call, Constant, Expr, IRModule, TensorStructInfo, V
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op import linear
 from pyvm.op.common import same_shape
+from vmcore.checked_calls import checked
 
 from .producers import FusingRewriter, both_sources, is_call_of
 
 _MOST_PADDING = 1.25  # columns are packed by 32 (float32): a few of them would grow too much
 
 
+@checked
 @typed_nesting("fuse_linear")
 def fuse_linear(module: IRModule) -> IRModule:
     """Every product of floats with a constant matrix of enough columns is a `linear`, which takes its weights packed.

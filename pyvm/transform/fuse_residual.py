@@ -6,10 +6,12 @@ from pyvm.ir import Binding, BindingBlock, Call, Function, IRModule, TensorStruc
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op.activation import is_plain
 from pyvm.op.common import same_shape
+from vmcore.checked_calls import checked
 
 from .producers import FusingRewriter, both_sources, is_call_of
 
 
+@checked
 @typed_nesting("fuse_residual")
 def fuse_residual(module: IRModule) -> IRModule:
     """No sum of two tensors of one shape follows a convolution or product that nothing else reads.

@@ -16,12 +16,14 @@ from pyvm.ir import (
     VarBinding,
 )
 from pyvm.ir.nesting import typed_nesting
+from vmcore.checked_calls import checked
 
 from .liveness import Liveness, find_deaths
 from .lowered import ALLOC_STORAGE, ALLOC_TENSOR_AT, ARENA, KILL, RESHAPE, extern_call, extern_name
 from .rewriter import all_bindings
 
 
+@checked
 @typed_nesting("kill_after_last_use")
 def kill_after_last_use(module: IRModule) -> IRModule:
     """On every path, a variable that alone keeps memory alive is killed after its last use, unless that is the end.

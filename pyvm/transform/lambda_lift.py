@@ -28,12 +28,14 @@ from pyvm.ir import (
 from pyvm.ir.expr import BindingBlock
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import MAKE_CLOSURE, defined_symbols
+from vmcore.checked_calls import checked
 
 from .lowered import extern_call
 
 _Local = tuple[str, tuple[Var | SymVar, ...]]  # name in the module, and what the function captures
 
 
+@checked
 @typed_nesting("lambda_lift")
 def lambda_lift(module: IRModule) -> IRModule:
     """There are no local functions: each is a function of the module whose last parameters are what it captured.

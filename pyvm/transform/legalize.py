@@ -29,12 +29,14 @@ from pyvm.ir import (
 )
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op.registry import Decompose, KernelCall, Op, PackedCall, View
+from vmcore.checked_calls import checked
 from vmcore.errors import LoweringError
 
 from .lowered import BORROWS, DESTINATIONS, INPLACE, RESHAPE, alloc_tensor, extern_call
 from .rewriter import Rewriter
 
 
+@checked
 @typed_nesting("legalize")
 def legalize(module: IRModule) -> IRModule:
     """Every call is of an external function, a function of the module or a closure; results of kernels are allocated.

@@ -40,6 +40,7 @@ from pyvm.ir import (
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import defined_symbols
 from pyvm.ir.struct_info import erase_unknown
+from vmcore.checked_calls import checked
 from vmcore.errors import LoweringError
 
 from .lowered import CHECK_UPPER_BOUND, extern_call, upper_bounds
@@ -58,6 +59,7 @@ _MAX_STACK_DEPTH = 64
 _INT64_MAX = 2**63 - 1
 
 
+@checked
 @typed_nesting("lower_shapes")
 def lower_shapes(module: IRModule) -> IRModule:
     """No value is symbolic: parameters and match_casts are checked by builtins, which store the symbols.

@@ -7,10 +7,12 @@ import numpy as np
 from pyvm.ir import Binding, Call, Constant, ExternFunc, GlobalVar, IRModule, Var, VarBinding
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op.prepack import PACKERS, Packer
+from vmcore.checked_calls import checked
 
 from .rewriter import Rewriter
 
 
+@checked
 @typed_nesting("pack_weights")
 def pack_weights(module: IRModule) -> IRModule:
     """Constant operands have the layout that `pyvm.op.prepack` declares; one constant is packed once.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from pyvm.ir import IRModule, check_well_formed
+from vmcore.checked_calls import checked
+from vmcore.errors import CompileError
 
 from .decompose import decompose
 from .eliminate_common_subexpressions import eliminate_common_subexpressions
@@ -68,6 +70,7 @@ LOWER: tuple[Pass, ...] = (
 DEFAULT_PIPELINE: tuple[Pass, ...] = (*PREPARE, *OPTIMIZE, *LOWER)
 
 
+@checked
 def run_passes(
     module: IRModule,
     passes: Iterable[Pass] = DEFAULT_PIPELINE,
@@ -94,8 +97,12 @@ def run_passes(
     if check:
         check_well_formed(module)
     for number, transform in enumerate(passes):
-        module = transform(module)
         name = getattr(transform, "__name__", type(transform).__name__)
+        if not callable(transform):
+            raise CompileError(f"run_passes: pass {number} must be a callable, got {type(transform).__name__}")
+        module = transform(module)
+        if not isinstance(module, IRModule):
+            raise CompileError(f"run_passes: pass {name} must return an IRModule, it returned {type(module).__name__}")
         if check:
             check_well_formed(module, after=name)
         if after_each is not None:

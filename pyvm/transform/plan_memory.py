@@ -33,6 +33,7 @@ from pyvm.ir import (
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import defined_symbols
 from vmcore.arena import MAX_BUFFERS
+from vmcore.checked_calls import checked
 
 from .lowered import (
     ALLOC_STORAGE,
@@ -59,6 +60,7 @@ _Bases = frozenset["_Buffer"]
 _NOTHING: _Bases = frozenset()
 
 
+@checked
 @typed_nesting("plan_memory")
 def plan_memory(module: IRModule) -> IRModule:
     """Every tensor has a storage; tensors that are alive at the same time never overlap.

@@ -9,12 +9,14 @@ from pyvm.ir import Binding, Call, Constant, Expr, IRModule, VarBinding
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.source import noted
 from pyvm.op import gelu, hard_swish, silu
+from vmcore.checked_calls import checked
 
 from .producers import FusingRewriter, is_call_of
 
 _TOLERANCE = 1e-6  # constants were rounded to float32
 
 
+@checked
 @typed_nesting("recognize_activations")
 def recognize_activations(module: IRModule) -> IRModule:
     """No gelu (by erf), hard swish or silu is spelled out as a product, if nothing else reads its parts.

@@ -34,11 +34,13 @@ from pyvm.ir import (
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op.common import same_shape
 from pyvm.op.registry import get_op
+from vmcore.checked_calls import checked
 from vmcore.errors import CompileError
 
 from .rewriter import Rewriter, count_uses
 
 
+@checked
 @typed_nesting("simplify")
 def simplify(module: IRModule) -> IRModule:
     """No operator computes what one of its operands is already, and no pair of operators does what one of them can.

@@ -163,7 +163,7 @@ NONSENSE: list[tuple[Callable[[], Any], type[Exception]]] = [
     (lambda: np.array(["2020-01-01"], "M8[D]"), TypeError),
     (lambda: 2**63, OverflowError),
     (lambda: -(2**70), OverflowError),
-    (lambda: "\ud800", UnicodeEncodeError),
+    (lambda: "\ud800", pyvm.errors.ArgumentValueError),
     (endless, RecursionError),
     (lambda: (1, [2, 2**64]), OverflowError),
     (lambda: np.zeros((1,) * 32, "V3"), TypeError),

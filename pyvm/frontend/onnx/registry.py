@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Union
 
+from vmcore.checked_calls import checked
+
 if TYPE_CHECKING:
     from pyvm.frontend.onnx.node import Node
     from pyvm.frontend.onnx.shape_values import Content
@@ -63,6 +65,7 @@ def find_converter(domain: str, op_type: str, opset: int) -> Converter | None:
     return None if since is None else versions[since]
 
 
+@checked
 def supported_ops(domain: str = "") -> list[str]:
     """Operators of a domain that have a converter for some opset, sorted."""
     return sorted(_tables().get(domain, {}))

@@ -29,7 +29,7 @@ def _devices(device: Device | Sequence[Device] | None) -> Sequence[Device]:
     """The devices that the argument of VirtualMachine names."""
     if device is None:
         return [cpu()]
-    if not isinstance(device, Sequence) or isinstance(device, str):
+    if not isinstance(device, Sequence) or isinstance(device, (str, memoryview)):
         return [device]  # type: ignore[list-item]
     if not device:
         raise errors.ArgumentValueError(
@@ -122,7 +122,7 @@ class VirtualMachine:
                 raise errors.ArgumentValueError(
                     f"VirtualMachine: memory_limit must be a positive number of bytes, got {memory_limit}"
                 )
-        if not isinstance(libraries, Sequence) or not all(isinstance(one, Library) for one in libraries):
+        if not isinstance(libraries, (list, tuple)) or not all(isinstance(one, Library) for one in libraries):
             raise errors.ArgumentTypeError(
                 "VirtualMachine: libraries must be a sequence of what pyvm.load_library returns, got "
                 + arguments.shown(libraries)

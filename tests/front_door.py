@@ -24,7 +24,7 @@ import tempfile
 import time
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -254,7 +254,7 @@ INSTANCES: dict[str, Callable[[], Any]] = {
     "Device": lambda: pyvm.cpu(),
     "Shape": lambda: pyvm.Shape((2, 3)),
     "deadline": lambda: pyvm.deadline(1),
-    "Function": _closure,
+    "vmcore.objects.Function": _closure,
     "BoundFunction": lambda: thing("vm")["two"],
     "Profile": _profile,
     "TimeResult": lambda: thing("vm").time_evaluator("main", number=1)(1),
@@ -349,7 +349,7 @@ def _probe_of(name: str, owner: str, function: Any, make_self: Callable[[], Any]
 
 
 def _probes_of_class(name: str, cls: type) -> Iterator[Probe]:
-    instance = INSTANCES.get(cls.__name__)
+    instance = INSTANCES.get(f"{cls.__module__}.{cls.__name__}") or INSTANCES.get(cls.__name__)
     if issubclass(cls, BaseException):
         return
     if not issubclass(cls, enum.Enum) and not dataclasses.is_dataclass(cls) and cls.__name__ not in RECORDS:
@@ -439,9 +439,9 @@ def _judge(name: str, call: Callable[[], Any]) -> str:
     return ""
 
 
-def _cases(probe: Probe) -> list[tuple[int | str, str]]:
+def _cases(probe: Probe, values: Sequence[str]) -> list[tuple[int | str, str]]:
     places: list[int | str] = [*range(probe.n_args), *probe.keywords]
-    return [(place, value) for place in places for value in VALUES]
+    return [(place, value) for place in places for value in values]
 
 
 def _run_case(probe: Probe, place: int | str, value: str) -> str:
@@ -475,10 +475,10 @@ def _child(probe: Probe, cases: list[tuple[int | str, str]], begin: int, out: in
     signal.alarm(0)
 
 
-def findings(probe: Probe) -> list[str]:
+def findings(probe: Probe, values: Sequence[str] = tuple(VALUES)) -> list[str]:
     """What one callable does that it must not, one line per case. Cases run in forked children."""
     found: list[str] = []
-    cases = _cases(probe)
+    cases = _cases(probe, values)
     begin = 0
     while begin < len(cases):
         reader, writer = os.pipe()
@@ -513,7 +513,7 @@ def main(words: list[str]) -> int:
         if words and not any(word in probe.name for word in words):
             continue
         n_probes += 1
-        n_cases += len(_cases(probe))
+        n_cases += len(_cases(probe, tuple(VALUES)))
         for line in findings(probe):
             n_found += 1
             print(line)

@@ -92,7 +92,7 @@ def is_iterable(value: object) -> bool:
     """Whether it can be gone through item by item and is no text and no mapping; the items are not looked at."""
     if isinstance(value, (str, bytes, bytearray, memoryview, Mapping)):
         return False
-    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) == 1
 
 
 def flag(function: str, parameter: str, value: Any) -> bool:

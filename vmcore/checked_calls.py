@@ -42,7 +42,7 @@ def _is_bool(value: Any) -> bool:
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, np.integer, np.bool_))
+    return isinstance(value, (int, np.integer))
 
 
 def _is_float(value: Any) -> bool:
@@ -89,7 +89,7 @@ def _of_items(kind: Callable[[Any], bool], what: str, item: Any) -> _Fits:
 
 
 def _is_iterable(value: Any) -> bool:
-    return isinstance(value, abc.Mapping) or arguments.is_iterable(value)
+    return arguments.is_iterable(value)
 
 
 def _of_tuple(args: tuple[Any, ...]) -> _Fits:
@@ -247,6 +247,18 @@ def checked_method(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+_PYTHONS_OWN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+
+
 def explained(function: Callable[P, R], method: bool = False) -> Callable[P, R]:
     """`checked` for what passes call for every node: the arguments are compared after `function` failed on them.
 
@@ -257,7 +269,7 @@ def explained(function: Callable[P, R], method: bool = False) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except _PYTHONS_OWN as error:
             if not isinstance(error, errors.VMError):
                 name = function.__qualname__.removesuffix(".__init__")
                 _Plan(function, name, method).check(args[1:] if method else args, kwargs)

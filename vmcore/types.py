@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from vmcore import errors
+    from vmcore import arguments, errors
 else:
-    from vmcore.status import errors  # the same, imported when there is an error
+    from vmcore.status import arguments, errors  # the same, imported when there is a use for them
 
 _CODES = {"int": 0, "uint": 1, "float": 2, "handle": 3, "bfloat": 4, "complex": 5, "bool": 6}
 _NAMES = {code: name for name, code in _CODES.items()}
@@ -44,9 +44,9 @@ class DataType:
         if not isinstance(name, str):
             try:
                 name = np.dtype(name).name
-            except TypeError:
+            except (TypeError, ValueError):
                 raise errors.ArgumentTypeError(
-                    f"DataType: expected a name such as 'float32' or a numpy dtype, got {type(name).__name__} {name!r}"
+                    f"DataType: expected a name such as 'float32' or a numpy dtype, got {arguments.shown(name)}"
                 ) from None
         if name == "bool":
             self.code, self.bits, self.lanes = 6, 8, 1
@@ -133,7 +133,7 @@ class Device:
         for parameter, value in (("device_type", device_type), ("index", index)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise errors.ArgumentTypeError(
-                    f"Device: {parameter} must be an int, got {type(value).__name__} {value!r}"
+                    f"Device: {parameter} must be an int, got {arguments.shown(value)}"
                 )
             if not 0 <= value < 2**31:
                 raise errors.ArgumentValueError(f"Device: {parameter} must be from 0 to 2147483647, got {value}")
@@ -174,7 +174,9 @@ class Shape(tuple[int, ...]):
         try:
             values = tuple(map(index, dims))  # type: ignore[call-overload]
         except (NotImplementedError, TypeError):  # the first one: a memoryview of several dimensions
-            raise errors.ArgumentTypeError(f"Shape: expected a sequence of ints such as (2, 3), got {dims!r}") from None
+            raise errors.ArgumentTypeError(
+                f"Shape: expected a sequence of ints such as (2, 3), got {arguments.shown(dims)}"
+            ) from None
         for value in values:
             if not -(2**63) <= value < 2**63:
                 raise errors.ArgumentValueError(f"Shape: {value} does not fit in int64")

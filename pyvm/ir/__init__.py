@@ -139,7 +139,7 @@ _ASKED_OFTEN = (
     "struct_info_vars", "substitute", "substitute_struct_info", "sym_max", "sym_min",
 )  # fmt: skip
 
-_MADE_SELDOM = ("BlockBuilder", "ExternFunc", "Function", "GlobalVar", "IRModule", "If", "StringImm")
+_MADE_SELDOM = ("BlockBuilder", "ExternFunc", "Extremum", "Function", "GlobalVar", "IRModule", "If", "StringImm")
 
 
 def _check_arguments() -> None:

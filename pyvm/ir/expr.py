@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 
 from vmcore.arguments import shown, without_mask, wrong_type
-from vmcore.errors import ArgumentTypeError, IndexRangeError
+from vmcore.errors import AllocationError, ArgumentTypeError, ArgumentValueError, IndexRangeError, RecursionLimitError
 
 from .prim import Prim, PrimExpr, as_prim
 from .struct_info import (
@@ -68,9 +68,15 @@ class Constant(Expr):
     __slots__ = ("data",)
 
     def __init__(self, data: Any) -> None:
-        array = np.asarray(without_mask("Constant", data))
+        try:
+            array = np.asarray(without_mask("Constant", data))
+        except ValueError as error:  # rows of different lengths
+            raise ArgumentValueError(f"Constant: this {type(data).__name__} is no array: {error}") from None
         if not array.flags.c_contiguous or not array.dtype.isnative:
-            array = array.astype(array.dtype.newbyteorder("="), order="C")
+            try:
+                array = array.astype(array.dtype.newbyteorder("="), order="C")
+            except MemoryError as error:
+                raise AllocationError(f"Constant: no memory for a compact copy: {error}") from None
         view = array.view()
         view.flags.writeable = False
         self.data: np.ndarray = view
@@ -140,6 +146,9 @@ class Tuple(Expr):
 
     def __init__(self, fields: Iterable[Expr]) -> None:
         self.fields: tuple[Expr, ...] = tuple(fields)
+        for field in self.fields:
+            if not isinstance(field, Expr):
+                raise wrong_type("Tuple", "each field", "an Expr", field)
         infos = [field.struct_info for field in self.fields]
         self.struct_info = TupleStructInfo(infos) if all(infos) else None  # type: ignore[arg-type]
 
@@ -357,8 +366,15 @@ class IRModule:
         return self.script()
 
 
+_MAX_NESTING = 200  # of tuples in Python values: a list may contain itself
+
+
 def as_expr(value: Any) -> Expr:
     """A Python value as an expression: arrays become `Constant`, scalars `PrimValue`, tuples of ints `ShapeExpr` ..."""
+    return _as_expr(value, 0)
+
+
+def _as_expr(value: Any, depth: int) -> Expr:
     if isinstance(value, Expr):
         return value
     if value is None:
@@ -372,7 +388,9 @@ def as_expr(value: Any) -> Expr:
     if isinstance(value, (tuple, list)):
         if all(isinstance(item, (int, np.integer, PrimExpr)) for item in value):
             return ShapeExpr(value)
-        return Tuple(map(as_expr, value))
+        if depth == _MAX_NESTING:
+            raise RecursionLimitError(f"a tuple nested more than {_MAX_NESTING} deep cannot become an expression")
+        return Tuple([_as_expr(item, depth + 1) for item in value])
     raise ArgumentTypeError(f"no expression stands for {shown(value)}")
 
 

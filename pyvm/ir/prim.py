@@ -379,8 +379,9 @@ def bounds(value: Prim, limits: Mapping[str, int] | None = None) -> Bounds:
 
     `limits` gives the largest values of some symbols, by name.
     """
-    if isinstance(value, int):
-        return value, value
+    if not isinstance(value, PrimExpr):
+        number = operator.index(value)
+        return number, number
     if isinstance(value, SymVar):
         upper = (limits or {}).get(value.name)
         if upper is not None:
@@ -481,8 +482,8 @@ def evaluate(value: Prim, environment: Mapping[SymVar, int] | Mapping[str, int])
     ZeroDivisionError
         If a divisor is zero.
     """
-    if isinstance(value, int):
-        return value
+    if not isinstance(value, PrimExpr):
+        return operator.index(value)
     if isinstance(value, SymVar):
         found = environment.get(value)  # type: ignore[call-overload]
         return int(environment[value.name] if found is None else found)  # type: ignore[index]
@@ -504,7 +505,7 @@ def evaluate(value: Prim, environment: Mapping[SymVar, int] | Mapping[str, int])
 
 def free_vars(value: Prim) -> frozenset[SymVar]:
     """The symbols of `value`."""
-    if isinstance(value, int):
+    if not isinstance(value, PrimExpr):
         return frozenset()
     if isinstance(value, SymVar):
         return frozenset((value,))
@@ -545,8 +546,8 @@ def parse_prim(text: str) -> Prim:
     """
     try:
         return _from_ast(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ZeroDivisionError, RecursionError) as error:
-        raise ArgumentValueError(f"not a shape expression: {text!r}: {error}") from error
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError) as error:
+        raise ArgumentValueError(f"not a shape expression: {text!a:.200}: {error}") from error
 
 
 def _from_ast(node: ast.expr) -> Prim:

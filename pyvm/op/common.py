@@ -13,7 +13,8 @@ from pyvm.ir.expr import Call, Constant, Expr, PrimValue, ShapeExpr, Tuple, Tupl
 from pyvm.ir.prim import Prim, PrimExpr, bounds, free_vars, prove_equal, substitute
 from pyvm.ir.struct_info import ShapeStructInfo, StructInfo, TensorStructInfo, TupleStructInfo
 from pyvm.op.registry import Decompose, KernelCall, Lowered, Op, register_op
-from vmcore.errors import ArgumentValueError, CompileError
+from vmcore.arguments import shown
+from vmcore.errors import ArgumentTypeError, ArgumentValueError, CompileError
 
 Shape = tuple[Prim, ...]
 TensorLike = Expr | np.ndarray | int | float | bool | PrimExpr
@@ -312,7 +313,12 @@ def as_prim(value: Expr | Prim | float) -> Expr:
 
 
 def _as_dim(d: Any) -> Prim:
-    return d if isinstance(d, PrimExpr) else int(d)
+    if isinstance(d, (PrimExpr, int)):
+        return d
+    try:
+        return int(d)
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(f"expected a size, an int or a symbolic integer, got {shown(d)}") from None
 
 
 def make_call(op: Op, args: Iterable[Expr], attrs: dict[str, Any] | None = None) -> Call:

@@ -46,6 +46,7 @@ from pyvm.op.reduce import (
     reduce_sum,
 )
 from pyvm.op.shape import reshape, unsqueeze
+from vmcore.arguments import choice
 
 Axis = int | Sequence[int] | None
 
@@ -156,7 +157,7 @@ def norm(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Expr:
 def _axes(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
-    return normalize_axes(name, (axis,) if isinstance(axis, int) else axis, ndim)
+    return normalize_axes(name, (axis,) if isinstance(axis, (int, np.integer, np.bool_)) else axis, ndim)
 
 
 # --- elementwise
@@ -281,6 +282,8 @@ def vstack(xs: Sequence[TensorLike]) -> Expr:
 def hstack(xs: Sequence[TensorLike]) -> Expr:
     """`numpy.hstack`: along axis 1, or 0 of tensors with one axis."""
     args = [_at_least(x, 1) for x in as_exprs(*xs)]
+    if not args:
+        fail("hstack", "takes at least 1 tensor, got 0")
     return concat(args, 0 if known_ndim(args[0]) == 1 else 1)
 
 
@@ -397,6 +400,10 @@ def diff(x: TensorLike, axis: int = -1) -> Expr:
 def meshgrid(a: TensorLike, b: TensorLike, indexing: str = "xy") -> list[Expr]:
     """`numpy.meshgrid` of two tensors with one axis."""
     a, b = as_exprs(a, b)
+    choice("meshgrid", "indexing", indexing, ("xy", "ij"))
+    for x in (a, b):
+        if require_ndim("meshgrid", x) != 1:
+            fail("meshgrid", f"takes tensors with one axis, got one with {require_ndim('meshgrid', x)}")
     (n,), (m,) = require_shape("meshgrid", a), require_shape("meshgrid", b)
     if indexing == "ij":
         return [broadcast_to(unsqueeze(a, 1), (n, m)), broadcast_to(unsqueeze(b, 0), (n, m))]
@@ -412,7 +419,10 @@ def take(x: TensorLike, indices: TensorLike | Sequence[Any], axis: int | None = 
     """`numpy.take`; axis None: from the tensor flattened."""
     x = ravel(x) if axis is None else as_expr(x)
     if isinstance(indices, Sequence):
-        indices = np.asarray(indices)
+        try:
+            indices = np.asarray(indices)
+        except ValueError as error:
+            fail("take", f"the indices are no array: {error}")
     return gather(x, as_expr(indices, "int64"), axis or 0)
 
 

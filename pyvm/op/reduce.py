@@ -97,7 +97,7 @@ def _reduction(name: str, fn: Callable[..., Any], dtypes: frozenset[str], formul
         x = as_expr(x)
         ndim = known_ndim(x)
         if axes is not None:
-            axes = normalize_axes(name, (axes,) if isinstance(axes, int) else axes, ndim)
+            axes = normalize_axes(name, (axes,) if isinstance(axes, (int, np.integer, np.bool_)) else axes, ndim)
         elif ndim >= 0:
             axes = tuple(range(ndim))
         return make_call(op, [x], {"axes": axes, "keepdims": bool(keepdims)})

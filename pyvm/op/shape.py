@@ -167,7 +167,8 @@ def squeeze(x: TensorLike, axes: int | Sequence[int] | None = None) -> Call:
     if axes is None:
         drop = {i for i, d in enumerate(shape) if isinstance(d, int) and d == 1}
     else:
-        drop = set(normalize_axes("squeeze", (axes,) if isinstance(axes, int) else axes, len(shape)))
+        axes = (axes,) if isinstance(axes, (int, np.integer, np.bool_)) else axes
+        drop = set(normalize_axes("squeeze", axes, len(shape)))
         for axis in sorted(drop):
             # A symbolic size that may be 1 is dropped too: the view checks the number of elements at run time.
             if same_dim(shape[axis], 1) is False:
@@ -192,7 +193,7 @@ def unsqueeze(x: TensorLike, axes: int | Sequence[int]) -> Call:
     """
     x = as_expr(x)
     shape = list(require_shape("unsqueeze", x))
-    axes = (axes,) if isinstance(axes, int) else tuple(axes)
+    axes = (axes,) if isinstance(axes, (int, np.integer, np.bool_)) else tuple(axes)
     for axis in normalize_axes("unsqueeze", axes, len(shape) + len(axes)):
         shape.insert(axis, 1)
     return make_call(_RESHAPE, [x, ShapeExpr(shape)])

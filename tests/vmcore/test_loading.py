@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 import subprocess
@@ -70,3 +71,8 @@ except Exception as error:
     child = run_python("-c", script, cwd=tmp_path)
     message = "main interpreter only" if first else "only be loaded into one interpreter"
     assert "ImportError" in child.stdout and message in child.stdout, child.stdout + child.stderr
+
+
+def test_the_library_is_no_module() -> None:
+    with pytest.raises(ImportError, match="vmcore._core is the library .* import one of them"):
+        importlib.import_module("vmcore._core")

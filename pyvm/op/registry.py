@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vmcore.errors import CompileError, InternalError, LoweringError, VMError
+from vmcore.errors import CompileError, InternalError, LoweringError
 
 if TYPE_CHECKING:
     from pyvm.ir.builder import BlockBuilder
@@ -117,7 +117,7 @@ class Op:
         try:
             return self.lower(call)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            if isinstance(error, VMError):
+            if isinstance(error, CompileError):
                 raise
             where = f" in {call.source}" if call.source is not None else ""
             text = f"{type(error).__name__}: {error}"

@@ -363,22 +363,20 @@ def infer_call(call: Call) -> StructInfo:
         If the operator refuses its arguments; the message is the operator's, with the source operator as a note.
     """
     op = call.op
-    if isinstance(op, ExternFunc):
-        if not isinstance(call.attrs.get("dps", False), bool):
-            raise CompileError(f"extern {op.name!r}: dps must be True or False, got {call.attrs['dps']}")
-        return call.struct_info or ObjectStructInfo()
     if isinstance(op, (GlobalVar, Var)):
         return _infer_function_call(op, call)
-    problem = op.wrong_count(len(call.args))
+    problem = op.misuse(call)
     if problem is not None:
         raise CompileError(problem if call.source is None else f"{problem} in {call.source}")
+    if isinstance(op, ExternFunc):
+        return call.struct_info or ObjectStructInfo()
     try:
         return op.infer(call)
     except CompileError as error:
         if call.source is not None:
             error.add_note(f"in {call.source}")
         raise
-    except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, IndexError, KeyError, ArithmeticError) as error:
         where = f" in {call.source}" if call.source is not None else ""
         problem = f"attribute {error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise CompileError(f"{op.name}: {problem}{where}") from error

@@ -194,6 +194,13 @@ class ExternFunc(Expr):
         self.name = name
         self.struct_info = CallableStructInfo()
 
+    def misuse(self, call: Call) -> str | None:
+        """What is wrong with a call of this function; None if nothing is."""
+        if not isinstance(self.name, str) or not self.name:
+            return f"extern: the name of a function must be a str that is not empty, got {self.name!r}"
+        dps = call.attrs.get("dps", False)
+        return None if isinstance(dps, bool) else f"extern {self.name!r}: dps must be True or False, got {dps}"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ExternFunc) and other.name == self.name
 

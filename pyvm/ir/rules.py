@@ -305,8 +305,8 @@ def _callee(walk: _Walk, binding: Binding) -> str | None:
         for param, arg in zip(params, value.args, strict=True):
             if contradict(param.struct_info, arg.struct_info):
                 return f"@{value.op.name}: parameter {param.name} is {param.struct_info}, given {arg.struct_info}"
-    elif isinstance(value, Call) and not isinstance(value.op, (ExternFunc, GlobalVar, Var)):
-        return value.op.wrong_count(len(value.args))
+    elif isinstance(value, Call) and not isinstance(value.op, (GlobalVar, Var)):
+        return value.op.misuse(value)
     return None
 
 

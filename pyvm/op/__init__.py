@@ -35,6 +35,7 @@ A new operator is one file, for example `hard_tanh.py`::
     import numpy as np
 
     from pyvm.ir import TensorStructInfo
+    from pyvm.op.attributes import NUMBER
     from pyvm.op.common import FLOAT, as_expr, check_dtype, define, make_call, tensor_info
     from pyvm.op.elementwise import clip
     from pyvm.op.registry import Decompose
@@ -51,6 +52,7 @@ A new operator is one file, for example `hard_tanh.py`::
         _infer,
         lambda attrs, x: np.clip(x, -attrs["limit"], attrs["limit"]),  # in numpy: the oracle, and folds constants
         lambda call: Decompose(lambda bb: clip(call.args[0], -call.attrs["limit"], call.attrs["limit"])),
+        attrs={"limit": NUMBER},
     )
 
 

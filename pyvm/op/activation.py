@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyvm.ir.expr import Call
+from pyvm.op.attributes import FLAG, NUMBERS, one_of
 from pyvm.op.registry import get_op
 from vmcore.errors import CompileError
 
@@ -34,6 +35,11 @@ _PARAMS: dict[str, tuple[str, ...]] = {
     "leaky_relu": ("alpha",),
     "hard_sigmoid": ("alpha", "beta"),
 }
+EPILOGUE = {
+    "activation": one_of(ACTIVATIONS),
+    "activation_params": NUMBERS.optional(),
+    "residual": FLAG.optional(),
+}
 
 
 def activation_of(call: Call) -> dict[str, Any] | None:
@@ -52,13 +58,17 @@ def activation_of(call: Call) -> dict[str, Any] | None:
 
 
 def check_operands(call: Call) -> None:
-    """Raise unless there are two operands, perhaps a bias, and a residual exactly if the attributes say so."""
+    """Raise unless there are two operands, perhaps a bias, a residual if the attributes say so, and the activation's
+    parameters."""
     n = len(call.args)
     residual = bool(call.attrs.get("residual", False))
     if n - residual not in (2, 3):
         which = "with" if residual else "without"
         counts = f"{2 + residual} or {3 + residual}"
         raise CompileError(f"{call.op.name}: takes {counts} operands {which} a residual, got {n}")
+    name, given = call.attrs["activation"], len(call.attrs.get("activation_params", ()))
+    if given != len(_PARAMS.get(name, ())):
+        raise CompileError(f"{call.op.name}: {name} takes {len(_PARAMS.get(name, ()))} activation_params, got {given}")
 
 
 def activation_args(attrs: dict[str, Any]) -> list[int | float]:

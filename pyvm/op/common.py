@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -12,6 +12,7 @@ from pyvm.ir.builder import BlockBuilder, infer_call
 from pyvm.ir.expr import Call, Constant, Expr, PrimValue, ShapeExpr, Tuple, TupleGetItem
 from pyvm.ir.prim import Prim, PrimExpr, bounds, free_vars, prove_equal, substitute
 from pyvm.ir.struct_info import ShapeStructInfo, StructInfo, TensorStructInfo, TupleStructInfo
+from pyvm.op.attributes import Kind
 from pyvm.op.registry import Decompose, KernelCall, Lowered, Op, register_op
 from vmcore.arguments import shown
 from vmcore.errors import ArgumentTypeError, ArgumentValueError, CompileError
@@ -412,16 +413,17 @@ def define(
     n_outputs: int = 1,
     half: bool = True,
     operands: tuple[int, int | None] | None = None,
+    attrs: Mapping[str, Kind] | None = None,
 ) -> Op:
     """Register an operator.
 
     `lower` defaults to the kernel of the same name; `half` says that the kernel takes half precision tensors itself;
-    `operands` defaults to what the signature of `evaluate` says.
+    `operands` defaults to what the signature of `evaluate` says, `attrs` to none.
     """
     lower = lower or lower_to_kernel(name)
     lower = lower if half else in_float32(lower)
     operands = operands or _operand_counts(evaluate)
-    return register_op(Op(name, infer, reference(evaluate), lower, n_outputs, operands=operands))
+    return register_op(Op(name, infer, reference(evaluate), lower, n_outputs, True, operands, attrs or {}))
 
 
 def _operand_counts(evaluate: Callable[..., Any]) -> tuple[int, int | None]:

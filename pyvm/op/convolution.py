@@ -11,7 +11,8 @@ import numpy as np
 from pyvm.ir.expr import Call, Expr, ShapeExpr
 from pyvm.ir.prim import Prim, sym_min
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo
-from pyvm.op.activation import ACTIVATIONS, activation_args, check_operands, finish
+from pyvm.op.activation import ACTIVATIONS, EPILOGUE, activation_args, check_operands, finish
+from pyvm.op.attributes import INT, INTS, one_of
 from pyvm.op.common import (
     FLOAT,
     TensorLike,
@@ -114,6 +115,7 @@ def taps_of(
 
 # --- convolution ------------------------------------------------------------------------------------------------------
 
+
 def _conv_operands(call: Call) -> tuple[TensorStructInfo, TensorStructInfo, str | None]:
     """Struct info of x and w and the common dtype, after the checks that conv and conv_transpose share."""
     op = call.op.name
@@ -210,7 +212,23 @@ def _lower_conv(call: Call) -> Lowered:
     return KernelCall("kernel.conv", [*args, *activation_args(attrs), residual])
 
 
-_CONV = define("conv", _infer_conv, _evaluate_conv, _lower_conv, half=False, operands=(2, 4))
+_CONV = define(
+    "conv",
+    _infer_conv,
+    _evaluate_conv,
+    _lower_conv,
+    half=False,
+    operands=(2, 4),
+    attrs={
+        "strides": INTS,
+        "pads": INTS,
+        "dilations": INTS,
+        "group": INT,
+        **EPILOGUE,
+        "layout": one_of([WINOGRAD_LAYOUT]).optional(),
+        "columns": INT.optional(),
+    },
+)
 
 
 def _spatial_rank(op: str, x: Expr, w: Expr) -> int:
@@ -258,8 +276,6 @@ def conv(
     n = _spatial_rank("conv", *args)
     if bias is not None:
         args.append(as_expr(bias))
-    if activation not in ACTIVATIONS:
-        fail("conv", f"activation {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
     if group < 1:
         fail("conv", f"group {group}, expected at least 1")
     attrs: dict[str, Any] = {
@@ -326,7 +342,12 @@ def _lower_conv_transpose(call: Call) -> Lowered:
 
 
 _CONV_TRANSPOSE = define(
-    "conv_transpose", _infer_conv_transpose, _evaluate_conv_transpose, _lower_conv_transpose, half=False
+    "conv_transpose",
+    _infer_conv_transpose,
+    _evaluate_conv_transpose,
+    _lower_conv_transpose,
+    half=False,
+    attrs={"strides": INTS, "pads": INTS, "dilations": INTS, "output_padding": INTS, "group": INT},
 )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from pyvm.ir.expr import Call, Constant, Expr, ShapeExpr
 from pyvm.ir.prim import Prim, PrimExpr, sym_max
 from pyvm.ir.struct_info import PrimStructInfo, StructInfo, TensorStructInfo, dtype_name
+from pyvm.op.attributes import INT, SCALAR, TEXT
 from pyvm.op.common import (
     NUMERIC,
     TensorLike,
@@ -52,7 +53,7 @@ def _lower_fill(call: Call) -> Lowered:
     return KernelCall("kernel.fill", [call.args[1] if len(call.args) == 2 else call.attrs["value"]])
 
 
-_FILL = define("fill", _infer_fill, _evaluate_fill, _lower_fill)
+_FILL = define("fill", _infer_fill, _evaluate_fill, _lower_fill, attrs={"value": SCALAR.or_none(), "dtype": TEXT})
 
 
 def fill(shape: Expr | Sequence[Prim], value: TensorLike, dtype: str | None = None) -> Call:
@@ -96,7 +97,11 @@ def _evaluate_arange(attrs: dict[str, Any], start: float, step: float, shape: Se
 
 
 _ARANGE = define(
-    "arange", _infer_arange, _evaluate_arange, lambda call: KernelCall("kernel.arange", list(call.args[:2]))
+    "arange",
+    _infer_arange,
+    _evaluate_arange,
+    lambda call: KernelCall("kernel.arange", list(call.args[:2])),
+    attrs={"dtype": TEXT},
 )
 
 
@@ -151,6 +156,7 @@ _EYE = define(
     _infer_eye,
     lambda attrs, shape: np.eye(shape[0], shape[1], attrs["k"], dtype=attrs["dtype"]),
     lambda call: KernelCall("kernel.eye", [call.attrs["k"]]),
+    attrs={"k": INT, "dtype": TEXT},
 )
 
 

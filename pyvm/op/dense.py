@@ -11,7 +11,8 @@ import numpy as np
 
 from pyvm.ir.expr import Call, Constant, Expr
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo
-from pyvm.op.activation import ACTIVATIONS, activation_args, check_operands, finish
+from pyvm.op.activation import EPILOGUE, activation_args, check_operands, finish
+from pyvm.op.attributes import INT, one_of
 from pyvm.op.common import (
     TensorLike,
     as_expr,
@@ -104,7 +105,15 @@ def _lower(call: Call) -> Lowered:
     return KernelCall("kernel.matmul_packed", args)
 
 
-_LINEAR = define("linear", _infer, _evaluate, _lower, half=False, operands=(2, 4))
+_LINEAR = define(
+    "linear",
+    _infer,
+    _evaluate,
+    _lower,
+    half=False,
+    operands=(2, 4),
+    attrs={**EPILOGUE, "layout": one_of([PACKED_LAYOUT]).optional(), "columns": INT.optional()},
+)
 
 
 def linear(
@@ -133,8 +142,6 @@ def linear(
     Call
         Tensor (..., n).
     """
-    if activation not in ACTIVATIONS:
-        fail("linear", f"activation {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
     args: list[Expr] = [as_expr(a), as_expr(w)]
     attrs: dict[str, Any] = {"activation": activation}
     if activation_params:

@@ -15,6 +15,7 @@ import scipy.special
 
 from pyvm.ir.expr import Call, Constant, Expr
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo, dtype_name
+from pyvm.op.attributes import FLAG, NUMBER, SCALAR, TEXT, Kind
 from pyvm.op.common import (
     ALL,
     BOOL,
@@ -168,17 +169,17 @@ is_nan = _unary("is_nan", np.isnan, FLOAT, "whether x is NaN", "ONNX IsNaN", res
 # --- unary with attributes --------------------------------------------------------------------------------------------
 
 
-def _with_attrs(name: str, fn: Callable[..., Any], *attrs: str, result: str | None = None) -> Op:
+def _with_attrs(name: str, fn: Callable[..., Any], attrs: dict[str, Kind], result: str | None = None) -> Op:
     """Register y = fn(x, **attrs), elementwise; the kernel takes `attrs` in this order."""
 
     def lower(call: Call) -> Lowered:
         values = [int(v) if isinstance(v, bool) else v for v in (call.attrs[a] for a in attrs)]
         return KernelCall(f"kernel.{name}", [*call.args, *values], () if result else (0,))
 
-    return define(name, _infer_unary(FLOAT, result), _typed(fn, result), lower, operands=(1, 1))
+    return define(name, _infer_unary(FLOAT, result), _typed(fn, result), lower, operands=(1, 1), attrs=attrs)
 
 
-_LEAKY_RELU = _with_attrs("leaky_relu", lambda x, alpha: np.where(x < 0, alpha * x, x), "alpha")
+_LEAKY_RELU = _with_attrs("leaky_relu", lambda x, alpha: np.where(x < 0, alpha * x, x), {"alpha": NUMBER})
 
 
 def leaky_relu(x: TensorLike, alpha: float = 0.01) -> Call:
@@ -194,7 +195,7 @@ def leaky_relu(x: TensorLike, alpha: float = 0.01) -> Call:
     return make_call(_LEAKY_RELU, [as_expr(x)], {"alpha": float(alpha)})
 
 
-_ELU = _with_attrs("elu", lambda x, alpha: np.where(x < 0, alpha * np.expm1(np.minimum(x, 0)), x), "alpha")
+_ELU = _with_attrs("elu", lambda x, alpha: np.where(x < 0, alpha * np.expm1(np.minimum(x, 0)), x), {"alpha": NUMBER})
 
 
 def elu(x: TensorLike, alpha: float = 1.0) -> Call:
@@ -214,7 +215,7 @@ def _evaluate_selu(x: np.ndarray, alpha: float, gamma: float) -> np.ndarray:
     return gamma * np.where(x <= 0, alpha * np.expm1(np.minimum(x, 0)), x)
 
 
-_SELU = _with_attrs("selu", _evaluate_selu, "alpha", "gamma")
+_SELU = _with_attrs("selu", _evaluate_selu, {"alpha": NUMBER, "gamma": NUMBER})
 
 
 def selu(x: TensorLike, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875) -> Call:
@@ -234,7 +235,7 @@ def _evaluate_celu(x: np.ndarray, alpha: float) -> np.ndarray:
     return np.maximum(x, 0) + np.minimum(0, alpha * np.expm1(x / alpha))
 
 
-_CELU = _with_attrs("celu", _evaluate_celu, "alpha")
+_CELU = _with_attrs("celu", _evaluate_celu, {"alpha": NUMBER})
 
 
 def celu(x: TensorLike, alpha: float = 1.0) -> Call:
@@ -253,7 +254,9 @@ def celu(x: TensorLike, alpha: float = 1.0) -> Call:
     return make_call(_CELU, [as_expr(x)], {"alpha": float(alpha)})
 
 
-_HARD_SIGMOID = _with_attrs("hard_sigmoid", lambda x, alpha, beta: np.clip(alpha * x + beta, 0, 1), "alpha", "beta")
+_HARD_SIGMOID = _with_attrs(
+    "hard_sigmoid", lambda x, alpha, beta: np.clip(alpha * x + beta, 0, 1), {"alpha": NUMBER, "beta": NUMBER}
+)
 
 
 def hard_sigmoid(x: TensorLike, alpha: float = 0.2, beta: float = 0.5) -> Call:
@@ -269,7 +272,9 @@ def hard_sigmoid(x: TensorLike, alpha: float = 0.2, beta: float = 0.5) -> Call:
     return make_call(_HARD_SIGMOID, [as_expr(x)], {"alpha": float(alpha), "beta": float(beta)})
 
 
-_THRESHOLDED_RELU = _with_attrs("thresholded_relu", lambda x, alpha: np.where(x > alpha, x, x.dtype.type(0)), "alpha")
+_THRESHOLDED_RELU = _with_attrs(
+    "thresholded_relu", lambda x, alpha: np.where(x > alpha, x, x.dtype.type(0)), {"alpha": NUMBER}
+)
 
 
 def thresholded_relu(x: TensorLike, alpha: float = 1.0) -> Call:
@@ -289,7 +294,7 @@ def _evaluate_shrink(x: np.ndarray, bias: float, lambd: float) -> np.ndarray:
     return np.where(x < -lambd, x + bias, np.where(x > lambd, x - bias, x.dtype.type(0)))
 
 
-_SHRINK = _with_attrs("shrink", _evaluate_shrink, "bias", "lambd")
+_SHRINK = _with_attrs("shrink", _evaluate_shrink, {"bias": NUMBER, "lambd": NUMBER})
 
 
 def shrink(x: TensorLike, bias: float = 0.0, lambd: float = 0.5) -> Call:
@@ -309,7 +314,7 @@ def _evaluate_is_inf(x: np.ndarray, detect_neg: bool, detect_pos: bool) -> np.nd
     return (np.isneginf(x) & detect_neg) | (np.isposinf(x) & detect_pos)
 
 
-_IS_INF = _with_attrs("is_inf", _evaluate_is_inf, "detect_neg", "detect_pos", result="bool")
+_IS_INF = _with_attrs("is_inf", _evaluate_is_inf, {"detect_neg": FLAG, "detect_pos": FLAG}, "bool")
 
 
 def is_inf(x: TensorLike, detect_neg: bool = True, detect_pos: bool = True) -> Call:
@@ -350,7 +355,13 @@ def _lower_clip(call: Call) -> Lowered:
     return KernelCall("kernel.clip", [call.args[0], call.attrs["lo"], call.attrs["hi"]], (0,))
 
 
-_CLIP = define("clip", _infer_unary(NUMERIC, None), _evaluate_clip, _lower_clip)
+_CLIP = define(
+    "clip",
+    _infer_unary(NUMERIC, None),
+    _evaluate_clip,
+    _lower_clip,
+    attrs={"lo": SCALAR.or_none(), "hi": SCALAR.or_none()},
+)
 
 
 def clip(x: TensorLike, lo: TensorLike | None = None, hi: TensorLike | None = None) -> Call:
@@ -527,7 +538,7 @@ def _infer_cast(call: Call) -> StructInfo:
     return TensorStructInfo(x.shape, call.attrs["dtype"], x.ndim)
 
 
-_CAST = define("cast", _infer_cast, lambda attrs, x: x.astype(attrs["dtype"]))
+_CAST = define("cast", _infer_cast, lambda attrs, x: x.astype(attrs["dtype"]), attrs={"dtype": TEXT})
 
 
 def cast(x: TensorLike, dtype: str) -> Call:

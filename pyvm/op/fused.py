@@ -18,6 +18,7 @@ import numpy as np
 
 from pyvm.ir.expr import Call, Constant, Expr, ShapeExpr
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo
+from pyvm.op.attributes import TEXT
 from pyvm.op.common import define, fail, make_call, same_shape, static_shape, tensor_info
 from pyvm.op.registry import KernelCall, Lowered, get_op
 from vmcore.kernels import fused as kernel
@@ -296,7 +297,7 @@ def _lower(call: Call) -> Lowered:
     return KernelCall("kernel.fused_elementwise", [ShapeExpr(words), *call.args], tuple(inplace))
 
 
-_FUSED = define("fused_elementwise", _infer, _evaluate, _lower)
+_FUSED = define("fused_elementwise", _infer, _evaluate, _lower, attrs={"program": TEXT})
 
 
 def fused_elementwise(program: str, *args: Expr) -> Call:

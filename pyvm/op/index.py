@@ -11,6 +11,7 @@ import numpy as np
 from pyvm.ir.expr import Call, PrimValue
 from pyvm.ir.prim import Prim
 from pyvm.ir.struct_info import PrimStructInfo, StructInfo, TensorStructInfo, TupleStructInfo
+from pyvm.op.attributes import FLAG, INT, one_of
 from pyvm.op.common import (
     ALL,
     INDEX,
@@ -68,7 +69,7 @@ def _lower_axis(call: Call) -> Lowered:
     return KernelCall(f"kernel.{call.op.name}", [*call.args, axis])
 
 
-_GATHER = define("gather", _infer_gather, _evaluate_gather, _lower_axis)
+_GATHER = define("gather", _infer_gather, _evaluate_gather, _lower_axis, attrs={"axis": INT})
 
 
 def gather(x: TensorLike, indices: TensorLike, axis: int = 0) -> Call:
@@ -124,7 +125,9 @@ def _evaluate_gather_elements(attrs: dict[str, Any], x: np.ndarray, indices: np.
     return x[_element_index(axis, indices, x.shape[axis])]
 
 
-_GATHER_ELEMENTS = define("gather_elements", _infer_gather_elements, _evaluate_gather_elements, _lower_axis)
+_GATHER_ELEMENTS = define(
+    "gather_elements", _infer_gather_elements, _evaluate_gather_elements, _lower_axis, attrs={"axis": INT}
+)
 
 
 def gather_elements(x: TensorLike, indices: TensorLike, axis: int = 0) -> Call:
@@ -191,6 +194,7 @@ _GATHER_ND = define(
     _infer_gather_nd,
     _evaluate_gather_nd,
     lambda call: KernelCall("kernel.gather_nd", [*call.args, call.attrs["batch_dims"]]),
+    attrs={"batch_dims": INT},
 )
 
 
@@ -230,12 +234,6 @@ def _scatter(x: np.ndarray, index: tuple[np.ndarray, ...], updates: np.ndarray, 
     return result
 
 
-def _check_reduction(op: str, reduction: str) -> str:
-    if reduction not in REDUCTIONS:
-        fail(op, f"reduction {reduction!r}, expected one of {', '.join(REDUCTIONS)}")
-    return reduction
-
-
 def _infer_scatter_elements(call: Call) -> StructInfo:
     x, indices, updates = (tensor_info(call, i) for i in range(3))
     dtype = same_dtype("scatter_elements", [x, updates])
@@ -269,7 +267,11 @@ def _lower_scatter_elements(call: Call) -> Lowered:
 
 
 _SCATTER_ELEMENTS = define(
-    "scatter_elements", _infer_scatter_elements, _evaluate_scatter_elements, _lower_scatter_elements
+    "scatter_elements",
+    _infer_scatter_elements,
+    _evaluate_scatter_elements,
+    _lower_scatter_elements,
+    attrs={"axis": INT, "reduction": one_of(REDUCTIONS)},
 )
 
 
@@ -293,7 +295,7 @@ def scatter_elements(
     x = as_expr(x)
     attrs = {
         "axis": normalize_axis("scatter_elements", axis, known_ndim(x)),
-        "reduction": _check_reduction("scatter_elements", reduction),
+        "reduction": reduction,
     }
     return make_call(_SCATTER_ELEMENTS, [x, as_expr(indices, "int64"), as_expr(updates)], attrs)
 
@@ -325,6 +327,7 @@ _SCATTER_ND = define(
     _infer_scatter_nd,
     _evaluate_scatter_nd,
     lambda call: KernelCall("kernel.scatter_nd", [*call.args, REDUCTIONS[call.attrs["reduction"]]]),
+    attrs={"reduction": one_of(REDUCTIONS)},
 )
 
 
@@ -344,7 +347,7 @@ def scatter_nd(x: TensorLike, indices: TensorLike, updates: TensorLike, reductio
     Source: ONNX ScatterND.
     """
     args = [as_expr(x), as_expr(indices, "int64"), as_expr(updates)]
-    return make_call(_SCATTER_ND, args, {"reduction": _check_reduction("scatter_nd", reduction)})
+    return make_call(_SCATTER_ND, args, {"reduction": reduction})
 
 
 # --- one_hot ---------------------------------------------------------------------------------------------------------
@@ -379,7 +382,7 @@ def _lower_one_hot(call: Call) -> Lowered:
     return KernelCall("kernel.one_hot", [*call.args[:3], axis])
 
 
-_ONE_HOT = define("one_hot", _infer_one_hot, _evaluate_one_hot, _lower_one_hot)
+_ONE_HOT = define("one_hot", _infer_one_hot, _evaluate_one_hot, _lower_one_hot, attrs={"axis": INT})
 
 
 def one_hot(indices: TensorLike, depth: Prim, off: TensorLike, on: TensorLike, axis: int = -1) -> Call:
@@ -442,7 +445,9 @@ def _lower_topk(call: Call) -> Lowered:
     return KernelCall("kernel.topk", [call.args[0], PrimValue(k[0]), axis, *flags])
 
 
-_TOPK = define("topk", _infer_topk, _evaluate_topk, _lower_topk, n_outputs=2)
+_TOPK = define(
+    "topk", _infer_topk, _evaluate_topk, _lower_topk, n_outputs=2, attrs={"axis": INT, "largest": FLAG, "sorted": FLAG}
+)
 
 
 def topk(x: TensorLike, k: Prim, axis: int = -1, largest: bool = True, sorted: bool = True) -> Call:

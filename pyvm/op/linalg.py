@@ -12,6 +12,7 @@ from pyvm.ir.builder import BlockBuilder
 from pyvm.ir.expr import Call, Constant, Expr
 from pyvm.ir.prim import Prim
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo
+from pyvm.op.attributes import FLAG, NUMBER
 from pyvm.op.common import (
     FLOAT,
     INTEGER,
@@ -151,7 +152,14 @@ def _gemm_in_float64(bb: BlockBuilder, call: Call) -> Expr:
     return bb.emit(cast(bb.emit(make_call(_GEMM, args, call.attrs)), require_dtype("gemm", call)))
 
 
-_GEMM = define("gemm", _infer_gemm, _evaluate_gemm, _lower_gemm, half=False)
+_GEMM = define(
+    "gemm",
+    _infer_gemm,
+    _evaluate_gemm,
+    _lower_gemm,
+    half=False,
+    attrs={"alpha": NUMBER, "beta": NUMBER, "trans_a": FLAG, "trans_b": FLAG},
+)
 
 
 def gemm(

@@ -10,6 +10,7 @@ import numpy as np
 from pyvm.ir.expr import Call, Constant, Expr, ShapeExpr
 from pyvm.ir.prim import Prim, PrimExpr, sym_max, sym_min
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo
+from pyvm.op.attributes import FLAG, INT, INTS, SCALAR, one_of
 from pyvm.op.common import (
     INDEX,
     TensorLike,
@@ -63,7 +64,13 @@ def _lower_transpose(call: Call) -> Lowered:
     return KernelCall("kernel.transpose", [call.args[0], ShapeExpr(perm)])
 
 
-_TRANSPOSE = define("transpose", _infer_transpose, lambda attrs, x: np.transpose(x, attrs["perm"]), _lower_transpose)
+_TRANSPOSE = define(
+    "transpose",
+    _infer_transpose,
+    lambda attrs, x: np.transpose(x, attrs["perm"]),
+    _lower_transpose,
+    attrs={"perm": INTS.or_none()},
+)
 
 
 def transpose(x: TensorLike, perm: Sequence[int] | None = None) -> Call:
@@ -120,6 +127,7 @@ _CONCAT = define(
     _infer_concat,
     lambda attrs, x, *more: np.concatenate((x, *more), axis=attrs["axis"]),
     _lower_concat,
+    attrs={"axis": INT},
 )
 
 
@@ -168,7 +176,9 @@ def _lower_strided_slice(call: Call) -> Lowered:
     return KernelCall("kernel.strided_slice", [call.args[0], call.args[1], ShapeExpr(call.attrs["steps"])])
 
 
-_STRIDED_SLICE = define("strided_slice", _infer_strided_slice, _evaluate_strided_slice, _lower_strided_slice)
+_STRIDED_SLICE = define(
+    "strided_slice", _infer_strided_slice, _evaluate_strided_slice, _lower_strided_slice, attrs={"steps": INTS}
+)
 
 
 def slice_bounds(dim: Prim, begin: Prim, end: Prim, step: int) -> tuple[Prim, Prim]:
@@ -411,7 +421,7 @@ def _lower_pad(call: Call) -> Lowered:
     return KernelCall("kernel.pad", [*call.args, PAD_MODES[call.attrs["mode"]], call.attrs["value"]])
 
 
-_PAD = define("pad", _infer_pad, _evaluate_pad, _lower_pad)
+_PAD = define("pad", _infer_pad, _evaluate_pad, _lower_pad, attrs={"mode": one_of(PAD_MODES), "value": SCALAR})
 
 
 def pad(x: TensorLike, pads: Expr | Sequence[Any], mode: str = "constant", value: TensorLike = 0) -> Call:
@@ -431,8 +441,6 @@ def pad(x: TensorLike, pads: Expr | Sequence[Any], mode: str = "constant", value
     Source: ONNX Pad.
     """
     x = as_expr(x)
-    if mode not in PAD_MODES:
-        fail("pad", f"mode {mode!r}, expected one of {', '.join(PAD_MODES)}")
     if isinstance(value, Constant):
         value = value.data
     if isinstance(value, Expr):
@@ -477,6 +485,7 @@ _TRILU = define(
     _infer_trilu,
     lambda attrs, x: (np.triu if attrs["upper"] else np.tril)(x, attrs["k"]),
     lambda call: KernelCall("kernel.trilu", [call.args[0], call.attrs["k"], int(call.attrs["upper"])]),
+    attrs={"k": INT, "upper": FLAG},
 )
 
 
@@ -528,7 +537,13 @@ def _lower_depth_to_space(call: Call) -> Lowered:
     return KernelCall("kernel.depth_to_space", [call.args[0], call.attrs["block"], BLOCK_MODES[call.attrs["mode"]]])
 
 
-_DEPTH_TO_SPACE = define("depth_to_space", _infer_depth_to_space, _evaluate_depth_to_space, _lower_depth_to_space)
+_DEPTH_TO_SPACE = define(
+    "depth_to_space",
+    _infer_depth_to_space,
+    _evaluate_depth_to_space,
+    _lower_depth_to_space,
+    attrs={"block": INT, "mode": one_of(BLOCK_MODES)},
+)
 
 
 def depth_to_space(x: TensorLike, block: int, mode: str = "DCR") -> Call:
@@ -548,8 +563,6 @@ def depth_to_space(x: TensorLike, block: int, mode: str = "DCR") -> Call:
 
     Source: ONNX DepthToSpace.
     """
-    if mode not in BLOCK_MODES:
-        fail("depth_to_space", f"mode {mode!r}, expected one of {', '.join(BLOCK_MODES)}")
     if block < 1:
         fail("depth_to_space", f"block {block}, expected at least 1")
     return make_call(_DEPTH_TO_SPACE, [as_expr(x)], {"block": int(block), "mode": mode})
@@ -577,6 +590,7 @@ _SPACE_TO_DEPTH = define(
     _infer_space_to_depth,
     _evaluate_space_to_depth,
     lambda call: KernelCall("kernel.space_to_depth", [call.args[0], call.attrs["block"]]),
+    attrs={"block": INT},
 )
 
 
@@ -622,7 +636,11 @@ def _lower_reverse_sequence(call: Call) -> Lowered:
 
 
 _REVERSE_SEQUENCE = define(
-    "reverse_sequence", _infer_reverse_sequence, _evaluate_reverse_sequence, _lower_reverse_sequence
+    "reverse_sequence",
+    _infer_reverse_sequence,
+    _evaluate_reverse_sequence,
+    _lower_reverse_sequence,
+    attrs={"batch_axis": INT, "time_axis": INT},
 )
 
 

@@ -10,6 +10,7 @@ import scipy.special
 
 from pyvm.ir.expr import Call
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo
+from pyvm.op.attributes import INT, NUMBER
 from pyvm.op.common import (
     FLOAT,
     TensorLike,
@@ -49,7 +50,7 @@ def _along_axis(name: str, fn: Callable[[np.ndarray, int], Any]) -> Op:
         axis = normalize_axis(name, call.attrs["axis"], tensor_info(call, 0).ndim)
         return KernelCall(f"kernel.{name}", [call.args[0], axis], (0,))
 
-    return define(name, _infer_along_axis, evaluate, lower)
+    return define(name, _infer_along_axis, evaluate, lower, attrs={"axis": INT})
 
 
 def _hardmax(x: np.ndarray, axis: int) -> np.ndarray:
@@ -161,7 +162,9 @@ def _lower_layer_norm(call: Call) -> Lowered:
     return KernelCall("kernel.layer_norm", [*call.args[:2], bias, axis, call.attrs["eps"]], (0,))
 
 
-_LAYER_NORM = define("layer_norm", _infer_layer_norm, _evaluate_layer_norm, _lower_layer_norm)
+_LAYER_NORM = define(
+    "layer_norm", _infer_layer_norm, _evaluate_layer_norm, _lower_layer_norm, attrs={"axis": INT, "eps": NUMBER}
+)
 
 
 def layer_norm(
@@ -196,7 +199,9 @@ def _lower_rms_norm(call: Call) -> Lowered:
     return KernelCall("kernel.rms_norm", [*call.args, axis, call.attrs["eps"]], (0,))
 
 
-_RMS_NORM = define("rms_norm", _infer_layer_norm, _evaluate_rms_norm, _lower_rms_norm)
+_RMS_NORM = define(
+    "rms_norm", _infer_layer_norm, _evaluate_rms_norm, _lower_rms_norm, attrs={"axis": INT, "eps": NUMBER}
+)
 
 
 def rms_norm(x: TensorLike, scale: TensorLike, axis: int = -1, eps: float = 1e-5) -> Call:
@@ -231,7 +236,9 @@ def _lower_with_eps(call: Call) -> Lowered:
     return KernelCall(f"kernel.{call.op.name}", [*call.args, call.attrs["eps"]], (0,))
 
 
-_BATCH_NORM = define("batch_norm", lambda call: _infer_norm(call, 4), _evaluate_batch_norm, _lower_with_eps)
+_BATCH_NORM = define(
+    "batch_norm", lambda call: _infer_norm(call, 4), _evaluate_batch_norm, _lower_with_eps, attrs={"eps": NUMBER}
+)
 
 
 def batch_norm(
@@ -256,7 +263,12 @@ def _evaluate_instance_norm(attrs: dict[str, Any], x: np.ndarray, scale: np.ndar
 
 
 _INSTANCE_NORM = define(
-    "instance_norm", lambda call: _infer_norm(call, 2), _evaluate_instance_norm, _lower_with_eps, half=False
+    "instance_norm",
+    lambda call: _infer_norm(call, 2),
+    _evaluate_instance_norm,
+    _lower_with_eps,
+    half=False,
+    attrs={"eps": NUMBER},
 )
 
 
@@ -292,6 +304,7 @@ _GROUP_NORM = define(
     _infer_group_norm,
     _evaluate_group_norm,
     lambda call: KernelCall("kernel.group_norm", [*call.args, call.attrs["groups"], call.attrs["eps"]], (0,)),
+    attrs={"groups": INT, "eps": NUMBER},
 )
 
 
@@ -320,10 +333,10 @@ def _infer_lrn(call: Call) -> StructInfo:
 
 def _evaluate_lrn(attrs: dict[str, Any], x: np.ndarray) -> np.ndarray:
     size = attrs["size"]
-    before, after = (size - 1) // 2, size // 2
+    before, after = min((size - 1) // 2, x.shape[1]), min(size // 2, x.shape[1])  # beyond, nothing is added
     wide = x.astype(np.float64)
     squares = np.pad(wide**2, [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 2)])
-    total = sum(squares[:, i : i + x.shape[1]] for i in range(size))
+    total = sum(squares[:, i : i + x.shape[1]] for i in range(before + after + 1))
     return (wide / (attrs["bias"] + attrs["alpha"] / size * total) ** attrs["beta"]).astype(x.dtype)
 
 
@@ -332,6 +345,7 @@ _LRN = define(
     _infer_lrn,
     _evaluate_lrn,
     lambda call: KernelCall("kernel.lrn", [call.args[0], *(call.attrs[k] for k in ("size", "alpha", "beta", "bias"))]),
+    attrs={"size": INT, "alpha": NUMBER, "beta": NUMBER, "bias": NUMBER},
 )
 
 
@@ -364,7 +378,7 @@ def _lower_lp_norm(call: Call) -> Lowered:
     return KernelCall("kernel.lp_norm", [call.args[0], axis, call.attrs["p"]], (0,))
 
 
-_LP_NORM = define("lp_norm", _infer_along_axis, _evaluate_lp_norm, _lower_lp_norm)
+_LP_NORM = define("lp_norm", _infer_along_axis, _evaluate_lp_norm, _lower_lp_norm, attrs={"axis": INT, "p": INT})
 
 
 def lp_norm(x: TensorLike, axis: int = -1, p: int = 2) -> Call:

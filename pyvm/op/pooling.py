@@ -11,6 +11,7 @@ import numpy as np
 from pyvm.ir.expr import Call, ShapeExpr
 from pyvm.ir.prim import Prim
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo, TupleStructInfo
+from pyvm.op.attributes import FLAG, INT, INTS
 from pyvm.op.common import (
     FLOAT,
     TensorLike,
@@ -121,7 +122,8 @@ def _lower_pool(*scalars: str) -> Callable[[Call], Lowered]:
     return lower
 
 
-_MAX_POOL = define("max_pool", _infer_max_pool, _evaluate_max_pool, _lower_pool(), half=False)
+_WINDOW = {"kernel": INTS, "strides": INTS, "pads": INTS, "dilations": INTS, "ceil_mode": FLAG}
+_MAX_POOL = define("max_pool", _infer_max_pool, _evaluate_max_pool, _lower_pool(), half=False, attrs=_WINDOW)
 _MAX_POOL_WITH_INDICES = define(
     "max_pool_with_indices",
     _infer_max_pool,
@@ -129,9 +131,19 @@ _MAX_POOL_WITH_INDICES = define(
     _lower_pool("storage_order"),
     n_outputs=2,
     half=False,
+    attrs={**_WINDOW, "storage_order": INT},
 )
-_AVG_POOL = define("avg_pool", _infer_float_pool, _evaluate_avg_pool, _lower_pool("count_include_pad"), half=False)
-_LP_POOL = define("lp_pool", _infer_float_pool, _evaluate_lp_pool, _lower_pool("p"), half=False)
+_AVG_POOL = define(
+    "avg_pool",
+    _infer_float_pool,
+    _evaluate_avg_pool,
+    _lower_pool("count_include_pad"),
+    half=False,
+    attrs={**_WINDOW, "count_include_pad": FLAG},
+)
+_LP_POOL = define(
+    "lp_pool", _infer_float_pool, _evaluate_lp_pool, _lower_pool("p"), half=False, attrs={**_WINDOW, "p": INT}
+)
 
 
 def _make_pool(

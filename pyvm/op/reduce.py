@@ -15,6 +15,7 @@ import scipy.special
 from pyvm.ir.expr import Call, Expr, ShapeExpr
 from pyvm.ir.prim import Prim
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo
+from pyvm.op.attributes import FLAG, INT, INTS
 from pyvm.op.common import (
     BOOL,
     FLOAT,
@@ -91,7 +92,7 @@ def _reduction(name: str, fn: Callable[..., Any], dtypes: frozenset[str], formul
         wide = x.astype(np.float32) if x.dtype == np.float16 else x
         return np.asarray(fn(wide, axis=axes, keepdims=attrs["keepdims"])).astype(x.dtype)
 
-    op = define(name, infer, evaluate, _lower_reduction)
+    op = define(name, infer, evaluate, _lower_reduction, attrs={"axes": INTS.or_none(), "keepdims": FLAG})
 
     def constructor(x: TensorLike, axes: int | Sequence[int] | None = None, keepdims: bool = False) -> Call:
         x = as_expr(x)
@@ -204,7 +205,8 @@ def _arg_extremum(name: str, fn: Callable[..., Any]) -> Op:
         axis = normalize_axis(name, call.attrs["axis"], tensor_info(call, 0).ndim)
         return KernelCall(f"kernel.{name}", [call.args[0], axis, int(call.attrs["select_last"])])
 
-    return define(name, _infer_arg_extremum, evaluate, lower)
+    attrs = {"axis": INT, "keepdims": FLAG, "select_last": FLAG}
+    return define(name, _infer_arg_extremum, evaluate, lower, attrs=attrs)
 
 
 _ARGMAX = _arg_extremum("argmax", np.argmax)
@@ -298,7 +300,9 @@ def _lower_cumsum(call: Call) -> Lowered:
     return KernelCall("kernel.cumsum", [call.args[0], axis, int(call.attrs["exclusive"]), int(call.attrs["reverse"])])
 
 
-_CUMSUM = define("cumsum", _infer_cumsum, _evaluate_cumsum, _lower_cumsum)
+_CUMSUM = define(
+    "cumsum", _infer_cumsum, _evaluate_cumsum, _lower_cumsum, attrs={"axis": INT, "exclusive": FLAG, "reverse": FLAG}
+)
 
 
 def cumsum(x: TensorLike, axis: int | None = None, exclusive: bool = False, reverse: bool = False) -> Call:

@@ -9,11 +9,12 @@ operator, `pyvm.op.<name>`, lives beside its registration.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyvm.op.attributes import Kind, wrong_attrs
 from vmcore.errors import CompileError, InternalError, LoweringError
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class Op:
         Whether a call may be folded, removed or merged with an equal one.
     operands : (int, int or None)
         How many operands a call has at least and at most; None is any number.
+    attrs : mapping
+        The attributes of a call, and what each may be.
     """
 
     name: str
@@ -103,12 +106,14 @@ class Op:
     n_outputs: int = 1
     is_pure: bool = True
     operands: tuple[int, int | None] = (0, None)
+    attrs: Mapping[str, Kind] = field(default_factory=dict)
 
-    def wrong_count(self, n: int) -> str | None:
-        """What is wrong with a call on `n` operands; None if nothing is."""
-        least, most = self.operands
+    def misuse(self, call: Call) -> str | None:
+        """What is wrong with the number of operands or the attributes of a call; None if nothing is."""
+        n, (least, most) = len(call.args), self.operands
         if least <= n and (most is None or n <= most):
-            return None
+            problem = wrong_attrs(self.attrs, call.attrs)
+            return None if problem is None else f"{self.name}: {problem}"
         takes = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
         return f"{self.name}: takes {takes} operand{'' if takes.endswith('1') else 's'}, got {n}"
 

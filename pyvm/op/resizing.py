@@ -12,6 +12,7 @@ import numpy as np
 from pyvm.ir.expr import Call, Expr
 from pyvm.ir.prim import Prim
 from pyvm.ir.struct_info import StructInfo, TensorStructInfo
+from pyvm.op.attributes import NUMBER, NUMBERS, one_of
 from pyvm.op.common import (
     FLOAT,
     NUMERIC,
@@ -125,7 +126,20 @@ def _lower_resize(call: Call) -> Lowered:
     return KernelCall("kernel.resize", [call.args[0], *codes, attrs["cubic_a"], scales])
 
 
-_RESIZE = define("resize", _infer_resize, _evaluate_resize, _lower_resize, half=False)
+_RESIZE = define(
+    "resize",
+    _infer_resize,
+    _evaluate_resize,
+    _lower_resize,
+    half=False,
+    attrs={
+        "mode": one_of(RESIZE_MODES),
+        "coordinate_mode": one_of(RESIZE_COORDINATES),
+        "nearest_mode": one_of(RESIZE_ROUNDINGS),
+        "cubic_a": NUMBER,
+        "scales": NUMBERS.or_none(),
+    },
+)
 
 
 def scaled_size(dim: Prim, scale: float) -> Prim:
@@ -168,13 +182,6 @@ def resize(
     Source: ONNX Resize, without antialias and exclude_outside.
     """
     x = as_expr(x)
-    for what, value, table in (
-        ("mode", mode, RESIZE_MODES),
-        ("coordinate_mode", coordinate_mode, RESIZE_COORDINATES),
-        ("nearest_mode", nearest_mode, RESIZE_ROUNDINGS),
-    ):
-        if value not in table:
-            fail("resize", f"{what} {value!r}, expected one of {', '.join(table)}")
     if scales is not None:
         scales = tuple(float(s) for s in scales)
         if any(not (math.isfinite(s) and s > 0) for s in scales):

@@ -117,7 +117,7 @@ class _FoldConstants(Rewriter):
             return value
         try:
             return as_literal(value.op.evaluate(value.attrs, *args), value)
-        except (ArithmeticError, ValueError, LookupError, TypeError):
+        except (ArithmeticError, ValueError, LookupError, TypeError, MemoryError):
             return value  # an index out of range, an integer divided by zero: an error when, and only if, it runs
 
 

@@ -536,11 +536,18 @@ def test_what_cannot_be_compiled_is_named() -> None:
         ("relu(x, x)", "relu: takes 1 operand, got 2"),
         ("add(x, x, x)", "add: takes 2 operands, got 3"),
         ("layer_norm(x, x, x, x)", "layer_norm: takes 2 to 3 operands, got 4"),
-        ("linear(x, x, x, x)", "linear: takes 2 or 3 operands without a residual, got 4"),
-        ("cast(x)", "cast: attribute dtype is missing"),
+        ('linear(x, x, x, x, activation="relu")', "linear: takes 2 or 3 operands without a residual, got 4"),
+        ("cast(x)", "cast: attribute dtype is missing: a str"),
+        ("relu(x, alpha=1.0)", "relu: no attribute is called 'alpha', expected none"),
+        ("clip(x, low=None, hi=1)", "clip: no attribute is called 'low', expected lo, hi"),
+        ("leaky_relu(x, alpha=n)", "leaky_relu: attribute alpha must be a number, got n"),
+        ("softmax(x, axis=True)", "softmax: attribute axis must be an int of 64 bits, got True"),
+        ("transpose(x, perm=(0.5,))", "transpose: attribute perm must be a tuple of int or None, got"),
+        ('linear(x, x, activation="clip")', "linear: clip takes 2 activation_params, got 0"),
+        ('extern("")(x)', "extern: the name of a function must be a str that is not empty, got ''"),
     ],
 )
-def test_operators_with_too_few_or_too_many_operands(call: str, problem: str) -> None:
+def test_calls_that_no_operator_takes(call: str, problem: str) -> None:
     with pytest.raises(errors.CompileError, match=problem):
         compiled(f"def main(x: Tensor((2, 3), float32)) -> Object:\n    return {call}\n")
 

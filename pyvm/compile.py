@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyvm.checked_calls import checked
 from pyvm.codegen import generate, signature_of
 from pyvm.frontend.python import PythonFunction
 from pyvm.ir import IRModule, check_well_formed, parse
@@ -14,7 +15,6 @@ from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.printer import function_symbols
 from pyvm.transform import DEFAULT_PIPELINE, Pass, run_passes
 from pyvm.transform.lowered import UPPER_BOUNDS
-from vmcore.checked_calls import checked
 from vmcore.errors import CompileError, FrontendError, ParseError
 
 if TYPE_CHECKING:

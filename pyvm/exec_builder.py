@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from pyvm.checked_calls import checked_method
 from vmcore import arguments
-from vmcore.checked_calls import checked_method
 from vmcore.errors import ArgumentValueError, VerifyError
 from vmcore.isa import (
     IMMEDIATE_MAX,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vmcore.checked_calls import checked
+from pyvm.checked_calls import checked
 from vmcore.errors import FormatError
 from vmcore.isa import VM_REGISTER, VOID_REGISTER, register_name, unpack_arg
 from vmcore.types import BitsArray, DataType, Shape, tensor_dtype

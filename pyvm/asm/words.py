@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pyvm.checked_calls import checked
 from vmcore.arguments import integer
-from vmcore.checked_calls import checked
 from vmcore.errors import FormatError
 from vmcore.isa import ArgKind, Opcode, format_instruction, instruction_words
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vmcore.checked_calls import checked
+from pyvm.checked_calls import checked
 from vmcore.errors import FormatError
 from vmcore.isa import MAX_ARGS, VOID_REGISTER, register_name, unpack_arg
 

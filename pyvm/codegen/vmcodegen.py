@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pyvm.checked_calls import checked
 from pyvm.exec_builder import ExecBuilder, Operand
 from pyvm.executable import VMExecutable
 from pyvm.ir import (
@@ -42,7 +43,6 @@ from pyvm.signature import MAX_SPEC_DEPTH, ObjectSpec, ScalarSpec, ShapeSpec, Si
 from pyvm.transform.kill_after_last_use import takes_over
 from pyvm.transform.liveness import Liveness, find_deaths
 from pyvm.transform.lowered import ALLOC_STORAGE, ALLOC_TENSOR_AT, KILL, NEEDS_VM, RESHAPE, extern_name
-from vmcore.checked_calls import checked
 from vmcore.errors import LoweringError
 from vmcore.types import DataType, Shape
 

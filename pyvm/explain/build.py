@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyvm.checked_calls import checked
 from pyvm.executable import PACKED_FUNC, VM_FUNC, VMExecutable
 from vmcore.arguments import wrong_type
-from vmcore.checked_calls import checked
 from vmcore.errors import ArgumentTypeError, ArgumentValueError, VMError
 from vmcore.isa import format_instruction, register_name
 

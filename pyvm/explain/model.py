@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyvm.checked_calls import checked_method
 from vmcore import arguments
-from vmcore.checked_calls import checked_method
 from vmcore.errors import FunctionNotFoundError, IndexRangeError
 
 from . import sizes

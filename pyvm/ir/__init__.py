@@ -146,7 +146,7 @@ def _check_arguments() -> None:
     """Makes what people build programs with say what it takes when it is given something else."""
     from types import FunctionType
 
-    from vmcore.checked_calls import checked, checked_method, explained
+    from pyvm.checked_calls import checked, checked_method, explained
 
     for name in __all__:
         value = globals()[name]

@@ -231,7 +231,7 @@ class Call(Expr):
         struct_info: StructInfo | None = None,
         source: str | None = None,
     ) -> None:
-        if not isinstance(op, Expr) and not hasattr(op, "wrong_count"):  # an Op: that module imports this one
+        if not isinstance(op, Expr) and not hasattr(op, "misuse"):  # an Op: that module imports this one
             raise wrong_type("Call", "op", "an operator or a function", op)
         self.op = op
         self.args: tuple[Expr, ...] = tuple(args)

@@ -22,7 +22,7 @@ _INT64_MAX = 2**63 - 1
 _MAX_DEGREE = 64  # a power that two to which does not fit in 64 bits
 _MAX_BITS = 1024  # of a coefficient
 _MAX_PAIRS = 1 << 14  # of terms that a product multiplies out
-_MAX_TEXT = 1 << 15  # characters
+_MAX_TEXT = 1 << 19  # characters; pads that are computed for sixteen axes take 50,000
 
 
 class PrimExpr:

@@ -579,7 +579,7 @@ def _check_arguments() -> None:
     are."""
     from types import FunctionType
 
-    from vmcore.checked_calls import checked
+    from pyvm.checked_calls import checked
 
     for name in __all__:
         value = globals()[name]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from pyvm.checked_calls import checked
 from pyvm.ir import Binding, Call, Expr, ExternFunc, GlobalVar, IRModule, Var
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.source import noted
 from pyvm.op.registry import Decompose
-from vmcore.checked_calls import checked
 from vmcore.errors import LoweringError
 
 from .rewriter import Rewriter

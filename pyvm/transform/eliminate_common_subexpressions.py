@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pyvm.checked_calls import checked
 from pyvm.ir import (
     Binding,
     Call,
@@ -29,7 +30,6 @@ from pyvm.ir import (
 )
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import is_pure
-from vmcore.checked_calls import checked
 
 from .rewriter import Rewriter
 

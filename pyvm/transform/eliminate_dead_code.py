@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyvm.checked_calls import checked
 from pyvm.ir import (
     Binding,
     BindingBlock,
@@ -19,7 +20,6 @@ from pyvm.ir import (
 from pyvm.ir.expr import LEAVES
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import is_pure
-from vmcore.checked_calls import checked
 
 from .rewriter import Rewriter, operands
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pyvm.checked_calls import checked
 from pyvm.ir import (
     Binding,
     Call,
@@ -35,7 +36,6 @@ from pyvm.ir import (
     dtype_name,
 )
 from pyvm.ir.nesting import typed_nesting
-from vmcore.checked_calls import checked
 
 from .rewriter import Rewriter
 

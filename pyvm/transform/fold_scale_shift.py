@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from pyvm.checked_calls import checked
 from pyvm.ir import Binding, Call, Constant, Expr, IRModule, TensorStructInfo, VarBinding
 from pyvm.ir.nesting import typed_nesting
-from vmcore.checked_calls import checked
 
 from .affine import n_output_channels, rescaled
 from .producers import FusingRewriter, is_call_of

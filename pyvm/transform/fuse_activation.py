@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pyvm.checked_calls import checked
 from pyvm.ir import Binding, Call, ExternFunc, GlobalVar, IRModule, TensorStructInfo, Var, VarBinding
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op.activation import activation_of
-from vmcore.checked_calls import checked
 
 from .producers import FusingRewriter, both_sources
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pyvm.checked_calls import checked
 from pyvm.ir import Binding, Call, Constant, IRModule, Prim, TensorStructInfo, VarBinding
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op import gemm, reshape
-from vmcore.checked_calls import checked
 
 from .producers import FusingRewriter, both_sources, is_call_of
 

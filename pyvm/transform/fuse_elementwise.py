@@ -6,6 +6,7 @@ import heapq
 
 import numpy as np
 
+from pyvm.checked_calls import checked
 from pyvm.ir import (
     Binding,
     BindingBlock,
@@ -25,7 +26,6 @@ from pyvm.ir.source import Source, notes_of
 from pyvm.op.common import same_shape
 from pyvm.op.fused import Operand, Step, encode, format_program, fused_elementwise, is_scalar, is_supported
 from pyvm.op.registry import Op
-from vmcore.checked_calls import checked
 
 from .rewriter import Rewriter, count_uses, operands
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from pyvm.checked_calls import checked
 from pyvm.ir import Binding, Call, Constant, Expr, IRModule, TensorStructInfo, Var, VarBinding
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op import linear
 from pyvm.op.common import same_shape
-from vmcore.checked_calls import checked
 
 from .producers import FusingRewriter, both_sources, is_call_of
 

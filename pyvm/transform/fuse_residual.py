@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from pyvm.checked_calls import checked
 from pyvm.ir import Binding, BindingBlock, Call, Function, IRModule, TensorStructInfo, Var, VarBinding
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op.activation import is_plain
 from pyvm.op.common import same_shape
-from vmcore.checked_calls import checked
 
 from .producers import FusingRewriter, both_sources, is_call_of
 

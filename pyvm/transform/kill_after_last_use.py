@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyvm.checked_calls import checked
 from pyvm.ir import (
     Binding,
     BindingBlock,
@@ -16,7 +17,6 @@ from pyvm.ir import (
     VarBinding,
 )
 from pyvm.ir.nesting import typed_nesting
-from vmcore.checked_calls import checked
 
 from .liveness import Liveness, find_deaths
 from .lowered import ALLOC_STORAGE, ALLOC_TENSOR_AT, ARENA, KILL, RESHAPE, extern_call, extern_name

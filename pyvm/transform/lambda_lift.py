@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyvm.checked_calls import checked
 from pyvm.ir import (
     Binding,
     Call,
@@ -28,7 +29,6 @@ from pyvm.ir import (
 from pyvm.ir.expr import BindingBlock
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import MAKE_CLOSURE, defined_symbols
-from vmcore.checked_calls import checked
 
 from .lowered import extern_call
 

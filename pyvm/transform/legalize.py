@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from pyvm.checked_calls import checked
 from pyvm.ir import (
     Binding,
     Call,
@@ -29,7 +30,6 @@ from pyvm.ir import (
 )
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op.registry import Decompose, KernelCall, Op, PackedCall, View
-from vmcore.checked_calls import checked
 from vmcore.errors import LoweringError
 
 from .lowered import BORROWS, DESTINATIONS, INPLACE, RESHAPE, alloc_tensor, extern_call

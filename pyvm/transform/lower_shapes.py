@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 
+from pyvm.checked_calls import checked
 from pyvm.ir import (
     Binding,
     Call,
@@ -40,7 +41,6 @@ from pyvm.ir import (
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import defined_symbols
 from pyvm.ir.struct_info import erase_unknown
-from vmcore.checked_calls import checked
 from vmcore.errors import LoweringError
 
 from .lowered import CHECK_UPPER_BOUND, extern_call, upper_bounds

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from pyvm.checked_calls import checked
 from pyvm.ir import Binding, Call, Constant, ExternFunc, GlobalVar, IRModule, Var, VarBinding
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op.prepack import PACKERS, Packer
-from vmcore.checked_calls import checked
 
 from .rewriter import Rewriter
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from pyvm.checked_calls import checked
 from pyvm.ir import IRModule, check_well_formed
-from vmcore.checked_calls import checked
 from vmcore.errors import CompileError
 
 from .decompose import decompose

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from pyvm.checked_calls import checked
 from pyvm.ir import (
     Binding,
     Call,
@@ -33,7 +34,6 @@ from pyvm.ir import (
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.rules import defined_symbols
 from vmcore.arena import MAX_BUFFERS
-from vmcore.checked_calls import checked
 
 from .lowered import (
     ALLOC_STORAGE,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from pyvm.checked_calls import checked
 from pyvm.ir import Binding, Call, Constant, Expr, IRModule, VarBinding
 from pyvm.ir.nesting import typed_nesting
 from pyvm.ir.source import noted
 from pyvm.op import gelu, hard_swish, silu
-from vmcore.checked_calls import checked
 
 from .producers import FusingRewriter, is_call_of
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pyvm.checked_calls import checked
 from pyvm.ir import (
     Binding,
     BindingBlock,
@@ -34,7 +35,6 @@ from pyvm.ir import (
 from pyvm.ir.nesting import typed_nesting
 from pyvm.op.common import same_shape
 from pyvm.op.registry import get_op
-from vmcore.checked_calls import checked
 from vmcore.errors import CompileError
 
 from .rewriter import Rewriter, count_uses

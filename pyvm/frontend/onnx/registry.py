@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Union
 
-from vmcore.checked_calls import checked
+from pyvm.checked_calls import checked
 
 if TYPE_CHECKING:
     from pyvm.frontend.onnx.node import Node

@@ -139,10 +139,10 @@ typedef struct PoolLoops {
 static const PoolLoops *const pool_loops_by_isa[3] = VM_ISA_TABLE(pool_loops);
 
 /* Sizes of the lines; 0 where they would be out of proportion with the input and the output (hostile padding, or rows of
- * an input without elements). */
+ * an input without elements), and where windows are mostly padding, which lines would read tap by tap. */
 static int pool_plan_rows(PoolRows *p, int64_t lanes, int64_t es) {
   const Window *w = &p->w;
-  if (w->in[0] * w->in[1] * w->in[2] == 0) return 0;
+  if (w->in[0] * w->in[1] * w->in[2] == 0 || w->kernel[2] / 2 > w->in[2]) return 0;
   const int64_t out = (w->out[2] + lanes - 1) / lanes * lanes, span = (w->kernel[2] - 1) * w->dilation[2];
   p->reads = (w->out[2] - 1) * w->stride[2] + span + 1;
   p->pitch = planes_max(p->reads, w->in[2] + w->pad[2]) + 2 * lanes;

@@ -315,8 +315,9 @@ def test_the_place_in_an_inlined_function() -> None:
 
 def test_no_source() -> None:
     namespace: dict[str, Any] = {"pyvm": pyvm}
-    exec("@pyvm.function\ndef f(x: pyvm.Tensor[3, 'float32']):\n    return x", namespace)
-    with pytest.raises(FrontendError, match=r"the source of f \(<string>\) cannot be read: define it in a file"):
+    program = "@pyvm.function\ndef f(x: pyvm.Tensor[3, 'float32']):\n    return x"
+    exec(compile(program, "<nowhere>", "exec"), namespace)
+    with pytest.raises(FrontendError, match=r"the source of f \(<nowhere>\) cannot be read: define it in a file"):
         namespace["f"].module
     with pytest.raises(FrontendError, match="only in|call it in"):
         pyvm.call_dps_packed("test.f", 1, out=None)

@@ -11,12 +11,14 @@ name is, so that the probe gets past the other arguments.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import enum
 import faulthandler
 import functools
 import inspect
 import os
+import shutil
 import signal
 import struct
 import sys
@@ -189,7 +191,9 @@ def _bytes() -> bytes:
 
 @functools.cache
 def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="front_door_"))
+    path = tempfile.mkdtemp(prefix="front_door_")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)  # children leave without it
+    return Path(path)
 
 
 def _closure() -> Any:

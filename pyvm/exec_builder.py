@@ -165,8 +165,9 @@ class ExecBuilder:
         """Enters `name` into the function table, which is in order of first mention; returns its index."""
         index = self._function_index.get(name) if type(name) is str else None
         if index is None:
-            if not arguments.text("ExecBuilder", "the name of a function", name):
-                raise ArgumentValueError("ExecBuilder: the name of a function must be non-empty, got ''")
+            if not arguments.text("ExecBuilder", "the name of a function", name) or "\0" in name:
+                what = "without NUL that is not empty"
+                raise arguments.wrong_value("ExecBuilder", "the name of a function", f"a str {what}", name)
             if arguments.integer("declare_function", "kind", kind) not in (PACKED_FUNC, VM_FUNC, VMTIR_FUNC):
                 kinds = f"{PACKED_FUNC}, {VM_FUNC} or {VMTIR_FUNC}"
                 raise arguments.wrong_value("declare_function", "kind", kinds, kind)

@@ -196,8 +196,8 @@ class ExternFunc(Expr):
 
     def misuse(self, call: Call) -> str | None:
         """What is wrong with a call of this function; None if nothing is."""
-        if not isinstance(self.name, str) or not self.name:
-            return f"extern: the name of a function must be a str that is not empty, got {self.name!r}"
+        if not isinstance(self.name, str) or not self.name or "\0" in self.name:
+            return f"extern: the name of a function must be a str without NUL that is not empty, got {self.name!r}"
         dps = call.attrs.get("dps", False)
         return None if isinstance(dps, bool) else f"extern {self.name!r}: dps must be True or False, got {dps}"
 

@@ -544,7 +544,8 @@ def test_what_cannot_be_compiled_is_named() -> None:
         ("softmax(x, axis=True)", "softmax: attribute axis must be an int of 64 bits, got True"),
         ("transpose(x, perm=(0.5,))", "transpose: attribute perm must be a tuple of int or None, got"),
         ('linear(x, x, activation="clip")', "linear: clip takes 2 activation_params, got 0"),
-        ('extern("")(x)', "extern: the name of a function must be a str that is not empty, got ''"),
+        ('extern("")(x)', "must be a str without NUL that is not empty, got ''"),
+        ('extern("a\\u0000b")(x)', "must be a str without NUL that is not empty, got"),
     ],
 )
 def test_calls_that_no_operator_takes(call: str, problem: str) -> None:

@@ -211,7 +211,7 @@ def test_misuse() -> None:
         with pytest.raises(ValueError, match="belongs to"):
             b.emit_goto(label)
         b.emit_ret()
-    with pytest.raises(ValueError, match="non-empty"):
+    with pytest.raises(ValueError, match="without NUL that is not empty"):
         b.declare_function("")
 
 

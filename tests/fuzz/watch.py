@@ -80,7 +80,9 @@ def run_executable(executable: VMExecutable, inputs: Sequence[Any], rng: random.
     """Runs `main`, or the first function, twice; returns what came of it. Raises Finding."""
     args = list(inputs)
     try:
-        vm = VirtualMachine(executable, memory_cfg=rng.choice(("pooled", "pooled", "naive")))
+        # The limit bounds a program under sanitizers, too, where the address space cannot be limited.
+        config = rng.choice(("pooled", "pooled", "naive"))
+        vm = VirtualMachine(executable, memory_cfg=config, memory_limit=RUN_BYTES)
         names = vm.function_names()
         if not names:
             return "nothing to run"

@@ -14,7 +14,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -88,10 +88,6 @@ def _of_items(kind: Callable[[Any], bool], what: str, item: Any) -> _Fits:
     )
 
 
-def _is_iterable(value: Any) -> bool:
-    return arguments.is_iterable(value)
-
-
 def _of_tuple(args: tuple[Any, ...]) -> _Fits:
     if len(args) == 2 and args[1] is Ellipsis:
         return _of_items(lambda value: isinstance(value, tuple), "tuple", args[0])
@@ -136,7 +132,7 @@ def _fits(hint: Any) -> _Fits:
     if origin is abc.Sequence:
         return _of_items(_is_listing, "sequence", args[0])
     if origin is abc.Iterable:
-        return _of_items(_is_iterable, "iterable", args[0])
+        return _of_items(arguments.is_iterable, "iterable", args[0])
     if origin in (list, set, frozenset):
         kind: type = origin
         return _of_items(lambda value: isinstance(value, kind), kind.__name__, args[0])
@@ -276,3 +272,20 @@ def explained(function: Callable[P, R], method: bool = False) -> Callable[P, R]:
             raise
 
     return call
+
+
+def check_functions(namespace: dict[str, Any], names: Iterable[str], asked_often: Container[str] = ()) -> None:
+    """Puts `checked` around the functions of a module that have these names; `explained` around those asked often."""
+    for name in names:
+        value = namespace[name]
+        if isinstance(value, types.FunctionType):
+            namespace[name] = explained(value) if name in asked_often else checked(value, name)
+
+
+def check_constructors(namespace: dict[str, Any], names: Iterable[str], made_seldom: Container[str]) -> None:
+    """The same for the constructors of classes: `checked` for those made seldom, `explained` for all others."""
+    for name in names:
+        value = namespace[name]
+        if isinstance(value, type) and isinstance(make := vars(value).get("__init__"), types.FunctionType):
+            made = checked_method(make) if name in made_seldom else explained(make, method=True)
+            type.__setattr__(value, "__init__", made)

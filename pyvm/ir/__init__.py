@@ -1,5 +1,7 @@
 """The intermediate representation of the compiler: modules of functions in normal form with struct info."""
 
+from pyvm.checked_calls import check_constructors, check_functions
+
 from .builder import BlockBuilder, infer_call
 from .equal import structural_equal
 from .expr import (
@@ -133,7 +135,7 @@ __all__ = [
 ]
 
 
-# Asked about every node by passes.
+# What people build programs with says what it takes when it is given something else. These passes ask about every node.
 _ASKED_OFTEN = (
     "as_prim", "bounds", "common_struct_info", "dtype_bytes", "dtype_name", "free_vars", "infer_call", "prove_equal",
     "struct_info_vars", "substitute", "substitute_struct_info", "sym_max", "sym_min",
@@ -142,20 +144,5 @@ _ASKED_OFTEN = (
 _MADE_SELDOM = ("BlockBuilder", "ExternFunc", "Extremum", "Function", "GlobalVar", "IRModule", "If", "StringImm")
 
 
-def _check_arguments() -> None:
-    """Makes what people build programs with say what it takes when it is given something else."""
-    from types import FunctionType
-
-    from pyvm.checked_calls import checked, checked_method, explained
-
-    for name in __all__:
-        value = globals()[name]
-        if isinstance(value, FunctionType):
-            globals()[name] = explained(value) if name in _ASKED_OFTEN else checked(value)
-        elif isinstance(value, type) and isinstance(vars(value).get("__init__"), FunctionType):
-            make = vars(value)["__init__"]
-            made = checked_method(make) if name in _MADE_SELDOM else explained(make, method=True)
-            type.__setattr__(value, "__init__", made)
-
-
-_check_arguments()
+check_functions(globals(), __all__, _ASKED_OFTEN)
+check_constructors(globals(), __all__, _MADE_SELDOM)

@@ -65,6 +65,7 @@ a function (x, out) that may as well be registered from Python with `pyvm.regist
 no line here: importing its module registers it, for text and Python programs too.
 """
 
+from pyvm.checked_calls import check_functions
 from pyvm.op.convolution import (
     conv,
     conv_transpose,
@@ -574,17 +575,4 @@ __all__ = [
 ]
 
 
-def _check_arguments() -> None:
-    """Makes every public constructor compare its arguments with its annotations. The families call each other as they
-    are."""
-    from types import FunctionType
-
-    from pyvm.checked_calls import checked
-
-    for name in __all__:
-        value = globals()[name]
-        if isinstance(value, FunctionType):
-            globals()[name] = checked(value, name)
-
-
-_check_arguments()
+check_functions(globals(), __all__)  # the families call each other as they are
